@@ -1,0 +1,1 @@
+"""The `rlbridge` command: `main.py` and a file per subcommand."""

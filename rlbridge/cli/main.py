@@ -1,0 +1,40 @@
+"""The `rlbridge` command: puts the subcommands together and turns errors into one line."""
+
+import sys
+
+import typer
+
+from rlbridge import __version__
+from rlbridge.errors import RLBridgeError
+
+app = typer.Typer(
+    name="rlbridge",
+    help="Plug any verifiable environment into any RL trainer.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"rlbridge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Plug any verifiable environment into any RL trainer."""
+
+
+def main() -> None:
+    """Entry point: an error of ours is a message and exit status 1, never a traceback."""
+    try:
+        app()
+    except RLBridgeError as error:
+        typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
+        sys.exit(1)

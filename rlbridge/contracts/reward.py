@@ -1,0 +1,128 @@
+"""A reward that is known, or a reason why it is not. Refuses numbers nobody computed.
+
+A verifier that could not be asked did not answer 0.0: the two are different types here, and an
+`InvalidReward` has no number to read by accident. What a framework does with an invalid reward
+(mask the sample, as a rule) is its adapter's business.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Literal
+
+from rlbridge.errors import ContractError
+
+_NO_COMPONENTS: Mapping[str, float] = MappingProxyType({})
+
+
+class Fault(StrEnum):
+    """Who is to blame for a reward that could not be computed."""
+
+    INFRASTRUCTURE = "infrastructure"
+    """The server or the way to it; asking again later may succeed."""
+    DATA = "data"
+    """This row or this response; asking again will fail again."""
+
+
+class FailureClass(StrEnum):
+    """Why a reward is invalid. The values are metric names (`gym/invalid/<class>`)."""
+
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    SERVER_ERROR = "server_error"
+    """A status of 500 or more."""
+    RATE_LIMITED = "rate_limited"
+    """A status of 429."""
+    BAD_ROW = "bad_row"
+    """Any other status of 400 or more: the server refuses this row or this response."""
+    MALFORMED_BODY = "malformed_body"
+    """Not JSON, not an object, or cut short."""
+    NON_FINITE = "non_finite"
+    """The reward is NaN or infinite."""
+    MISSING_REWARD = "missing_reward"
+    """The reward is absent, null or not a number."""
+    LOST_SESSION = "lost_session"
+    """The server scored another session than the one this rollout seeded."""
+    UNAVAILABLE = "unavailable"
+    """Not asked: the circuit breaker is open after too many failures."""
+    REPORTED = "reported"
+    """The environment itself says its reward is the product of a failure."""
+
+    @property
+    def fault(self) -> Fault:
+        """Whether asking again can help (infrastructure) or not (data)."""
+        return Fault.DATA if self in _DATA_FAULTS else Fault.INFRASTRUCTURE
+
+
+_DATA_FAULTS = frozenset(
+    {FailureClass.BAD_ROW, FailureClass.NON_FINITE, FailureClass.MISSING_REWARD}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ValidReward:
+    """A reward that a verifier computed.
+
+    Attributes:
+        value: the reward, finite.
+        components: named parts of it (`reward_components`), each finite.
+        mask_sample: the environment asks to keep this sample out of the loss.
+
+    Raises:
+        ContractError: a value or a component is not a finite number.
+    """
+
+    value: float
+    components: Mapping[str, float] = field(default=_NO_COMPONENTS)
+    mask_sample: bool = False
+    valid: Literal[True] = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        if not is_finite_number(self.value):
+            raise ContractError(
+                f"a reward must be a finite number, got {self.value!r}; "
+                "a reward that could not be computed is an InvalidReward"
+            )
+        for name, part in self.components.items():
+            if not is_finite_number(part):
+                raise ContractError(f"reward component {name!r} must be finite, got {part!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidReward:
+    """Why there is no reward. It has no number on purpose.
+
+    Attributes:
+        failure: the class of the failure; `failure.fault` says whom to blame.
+        detail: what happened in words, the server's own where it has some.
+        status: the HTTP status of the last answer, if there was one.
+        attempts: how many times the verifier was asked.
+        reported: the environment's own failure class (`_ng_failure_class`), if it gave one.
+    """
+
+    failure: FailureClass
+    detail: str
+    status: int | None = None
+    attempts: int = 0
+    reported: str | None = None
+    valid: Literal[False] = field(default=False, init=False)
+
+    @property
+    def fault(self) -> Fault:
+        """Infrastructure (may succeed later) or data (will fail again)."""
+        return self.failure.fault
+
+
+Reward = ValidReward | InvalidReward
+
+
+def is_finite_number(value: object) -> bool:
+    """True for a finite int or float; False for bool, strings, None, NaN and infinities."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond the range of float
+        return False

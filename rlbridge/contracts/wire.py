@@ -1,0 +1,25 @@
+"""The one home of JSON field names: Gym's, OpenAI's and vLLM's. Refuses nothing, does nothing.
+
+Names only, so that a rename upstream is one line here. Bodies are built and read elsewhere:
+Gym's in `rlbridge.gym`, token fields in `rlbridge.contracts.codecs`.
+"""
+
+from typing import Final
+
+# NeMo Gym, a dataset row and the body of /verify (nemo-gym 0.4.0).
+RESPONSES_CREATE_PARAMS: Final = "responses_create_params"
+RESPONSE: Final = "response"
+AGENT_REF: Final = "agent_ref"
+REWARD: Final = "reward"
+REWARD_COMPONENTS: Final = "reward_components"
+MASK_SAMPLE: Final = "mask_sample"
+FAILURE_CLASS: Final = "_ng_failure_class"
+TASK_INDEX: Final = "_ng_task_index"
+ROLLOUT_INDEX: Final = "_ng_rollout_index"
+
+# Token fields, on the last output item of each model call.
+PROMPT_TOKEN_IDS: Final = "prompt_token_ids"
+GENERATION_TOKEN_IDS: Final = "generation_token_ids"
+GENERATION_LOG_PROBS: Final = "generation_log_probs"
+ROUTED_EXPERTS: Final = "routed_experts"
+TOKEN_FIELDS: Final = (PROMPT_TOKEN_IDS, GENERATION_TOKEN_IDS, GENERATION_LOG_PROBS, ROUTED_EXPERTS)

@@ -1,0 +1,1 @@
+"""The NeMo-RL backend."""
