@@ -9,12 +9,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rlbridge.errors import ContractError
-
-_NO_COMPONENTS: Mapping[str, float] = MappingProxyType({})
 
 
 class Fault(StrEnum):
@@ -74,10 +71,11 @@ class ValidReward:
         ContractError: a value or a component is not a finite number.
     """
 
+    valid: ClassVar[Literal[True]] = True
+
     value: float
-    components: Mapping[str, float] = field(default=_NO_COMPONENTS)
+    components: Mapping[str, float] = field(default_factory=dict)
     mask_sample: bool = False
-    valid: Literal[True] = field(default=True, init=False)
 
     def __post_init__(self) -> None:
         if not is_finite_number(self.value):
@@ -102,12 +100,13 @@ class InvalidReward:
         reported: the environment's own failure class (`_ng_failure_class`), if it gave one.
     """
 
+    valid: ClassVar[Literal[False]] = False
+
     failure: FailureClass
     detail: str
     status: int | None = None
     attempts: int = 0
     reported: str | None = None
-    valid: Literal[False] = field(default=False, init=False)
 
     @property
     def fault(self) -> Fault:
