@@ -33,7 +33,9 @@ class FailureClass(StrEnum):
     RATE_LIMITED = "rate_limited"
     """A status of 429."""
     BAD_ROW = "bad_row"
-    """Any other status of 400 or more: the server refuses this row or this response."""
+    """Another status of 400 to 499: the server refuses this row or this response."""
+    WRONG_SERVER = "wrong_server"
+    """A redirect, 401, 403, 404 or 405: not this route, or not for us; no row's fault."""
     MALFORMED_BODY = "malformed_body"
     """Not JSON, not an object, or cut short."""
     NON_FINITE = "non_finite"
@@ -66,6 +68,10 @@ class ValidReward:
         value: the reward, finite.
         components: named parts of it (`reward_components`), each finite.
         mask_sample: the environment asks to keep this sample out of the loss.
+        attempts: how many requests it took; 0 from the cache. Like the next two, it says how
+            the reward was come by, and two rewards that differ only there are equal.
+        latency_s: seconds from the call to the reward, waits and retries included.
+        from_cache: no request of its own was sent: cached, or shared with an equal call.
 
     Raises:
         ContractError: a value or a component is not a finite number.
@@ -76,6 +82,9 @@ class ValidReward:
     value: float
     components: Mapping[str, float] = field(default_factory=dict)
     mask_sample: bool = False
+    attempts: int = field(default=1, compare=False)
+    latency_s: float = field(default=0.0, compare=False)
+    from_cache: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if not is_finite_number(self.value):
@@ -96,8 +105,10 @@ class InvalidReward:
         failure: the class of the failure; `failure.fault` says whom to blame.
         detail: what happened in words, the server's own where it has some.
         status: the HTTP status of the last answer, if there was one.
-        attempts: how many times the verifier was asked.
+        attempts: how many times the verifier was asked; not part of equality, like the last two.
         reported: the environment's own failure class (`_ng_failure_class`), if it gave one.
+        latency_s: seconds from the call to giving up, waits and retries included.
+        from_cache: the failure of an equal call that was in flight.
     """
 
     valid: ClassVar[Literal[False]] = False
@@ -105,8 +116,10 @@ class InvalidReward:
     failure: FailureClass
     detail: str
     status: int | None = None
-    attempts: int = 0
+    attempts: int = field(default=0, compare=False)
     reported: str | None = None
+    latency_s: float = field(default=0.0, compare=False)
+    from_cache: bool = field(default=False, compare=False)
 
     @property
     def fault(self) -> Fault:

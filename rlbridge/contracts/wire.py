@@ -14,6 +14,9 @@ REWARD: Final = "reward"
 REWARD_COMPONENTS: Final = "reward_components"
 MASK_SAMPLE: Final = "mask_sample"
 FAILURE_CLASS: Final = "_ng_failure_class"
+JUDGE_ERROR: Final = "_ng_failure_judge_error"
+INSTANCE_CONFIG: Final = "instance_config"
+VERIFY_RESPONSES: Final = "verify_responses"
 TASK_INDEX: Final = "_ng_task_index"
 ROLLOUT_INDEX: Final = "_ng_rollout_index"
 
@@ -23,3 +26,41 @@ GENERATION_TOKEN_IDS: Final = "generation_token_ids"
 GENERATION_LOG_PROBS: Final = "generation_log_probs"
 ROUTED_EXPERTS: Final = "routed_experts"
 TOKEN_FIELDS: Final = (PROMPT_TOKEN_IDS, GENERATION_TOKEN_IDS, GENERATION_LOG_PROBS, ROUTED_EXPERTS)
+
+# Gym's routes.
+ROUTE_LIVENESS: Final = "/"
+ROUTE_SEED: Final = "/seed_session"
+ROUTE_VERIFY: Final = "/verify"
+ROUTE_AGGREGATE: Final = "/aggregate_metrics"
+ROUTE_RUN: Final = "/run"
+ROUTE_GLOBAL_CONFIG: Final = "/global_config_dict_yaml"
+ROUTE_SERVER_INSTANCES: Final = "/server_instances"
+
+# What `responses_create_params` may hold; another key is a 422 (nemo-gym 0.4.0).
+CREATE_PARAMS_FIELDS: Final = frozenset(
+    {
+        "background",
+        "include",
+        "input",
+        "instructions",
+        "max_output_tokens",
+        "max_tool_calls",
+        "metadata",
+        "model",
+        "parallel_tool_calls",
+        "previous_response_id",
+        "prompt",
+        "reasoning",
+        "service_tier",
+        "store",
+        "stream",
+        "temperature",
+        "text",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+        "truncation",
+        "user",
+    }
+)

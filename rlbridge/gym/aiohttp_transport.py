@@ -1,0 +1,140 @@
+"""The default transport. aiohttp's pool is O(1) a request, httpx's is O(n)."""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import Final
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from rlbridge.config import GymConfig
+from rlbridge.gym.replies import Reply
+from rlbridge.gym.transport import (
+    BrokenReplyError,
+    ConnectTimeoutError,
+    TransportError,
+    is_refused,
+)
+
+# Sessions of another process (after a fork): closing them would touch the parent's sockets.
+_not_ours: Final[list[object]] = []
+
+_URLS_KEPT: Final = 4096
+
+
+class AiohttpTransport:
+    """Sends by one aiohttp session; how many requests are in flight is the caller's business."""
+
+    def __init__(self, config: GymConfig) -> None:
+        self._pid = os.getpid()
+        self._max_bytes = int(config.max_reply_mb * 1_000_000)
+        self._urls: dict[str, URL] = {}
+        # No limit and no timers here: both are the client's, once for both transports.
+        self._connector = aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=config.keepalive_s, ttl_dns_cache=60
+        )
+        self._session = aiohttp.ClientSession(
+            connector=self._connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.connect_timeout_s),
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            headers=CIMultiDict(
+                {name: value.get_secret_value() for name, value in config.headers.items()}
+            ),
+            proxy=config.proxy,
+        )
+
+    async def send(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> Reply:
+        """Send one request and read the whole answer; see `Transport.send`."""
+        target = self._urls.get(url)
+        if target is None:
+            target = self._parse(url)
+        try:
+            async with self._session.request(
+                method, target, data=body, headers=headers, allow_redirects=False
+            ) as answer:
+                got = answer.headers
+                content = await self._read(answer)
+                return Reply(
+                    answer.status,
+                    got.get("Content-Type", ""),
+                    content,
+                    tuple(got.getall("Set-Cookie", ())),
+                    got.get("Retry-After", ""),
+                    got.get("Location", ""),
+                )
+        except aiohttp.ConnectionTimeoutError as error:
+            raise ConnectTimeoutError("no connection in time") from error
+        except aiohttp.ClientConnectorError as error:
+            raise TransportError(
+                _reason(error), reached=False, refused=is_refused(error)
+            ) from error
+        except (aiohttp.ClientResponseError, aiohttp.ClientPayloadError) as error:
+            if isinstance(error, aiohttp.ClientPayloadError):
+                raise TransportError("the answer broke off in its body") from error
+            raise BrokenReplyError(f"the answer is no HTTP: {error.message}") from error
+        except (aiohttp.ClientError, OSError) as error:
+            if isinstance(error, TimeoutError):  # a subclass of OSError, and not ours to map
+                raise
+            raise TransportError(_reason(error)) from error
+        except ValueError as error:  # yarl's and the header writer's
+            raise BrokenReplyError(f"the request can't be sent: {error}") from error
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+        # The transports of closed sockets finish on the next turn; warnings otherwise.
+        await asyncio.sleep(0)
+
+    def abandon(self) -> None:
+        """Let go without a loop."""
+        if self._session.closed:
+            return
+        self._session.detach()
+        if os.getpid() == self._pid:
+            _drain(self._connector.close())
+        else:
+            _not_ours.append(self._connector)
+
+    async def _read(self, answer: aiohttp.ClientResponse) -> bytes:
+        length = answer.content_length
+        if length is not None and length <= self._max_bytes:
+            return await answer.read()
+        parts: list[bytes] = []
+        size = 0
+        if length is None:
+            async for part in answer.content.iter_any():
+                size += len(part)
+                if size > self._max_bytes:
+                    break
+                parts.append(part)
+            else:
+                return b"".join(parts)
+        answer.close()
+        raise BrokenReplyError(f"the answer is longer than {self._max_bytes} bytes")
+
+    def _parse(self, url: str) -> URL:
+        if len(self._urls) >= _URLS_KEPT:  # tool names can be anything a policy wrote
+            self._urls.clear()
+        target = self._urls[url] = URL(url, encoded=True)
+        return target
+
+
+def _drain(closing: object) -> None:
+    """Run an awaitable that waits for nothing, so that it doesn't warn of being dropped."""
+    steps = closing.__await__()  # type: ignore[attr-defined]
+    try:
+        next(steps)
+    except StopIteration:
+        return
+    steps.close()
+
+
+def _reason(error: BaseException) -> str:
+    """An OS error's own words, without addresses and types."""
+    inner = getattr(error, "os_error", error)
+    return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__

@@ -1,0 +1,154 @@
+"""Where valid rewards are kept between runs or within one. Refuses to keep invalid ones."""
+
+import asyncio
+import sqlite3
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, Protocol
+
+import orjson
+
+from rlbridge.config import GymConfig
+from rlbridge.contracts.reward import ValidReward
+from rlbridge.errors import ConfigError
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS rewards (
+    key BLOB PRIMARY KEY, value REAL NOT NULL, components TEXT NOT NULL, masked INTEGER NOT NULL
+) WITHOUT ROWID
+"""
+
+
+class Cache(Protocol):
+    """Keeps valid rewards by the 16-byte digest of their question."""
+
+    async def get(self, key: bytes) -> ValidReward | None:
+        """The reward kept under `key`, if any."""
+        ...
+
+    def put(self, key: bytes, reward: ValidReward) -> None:
+        """Keep `reward`; never waits."""
+        ...
+
+    async def aclose(self) -> None:
+        """Write down what is still to be written."""
+        ...
+
+
+def open_cache(config: GymConfig) -> Cache | None:
+    """The cache that `config` asks for; none for servers declared non-deterministic.
+
+    Raises:
+        ConfigError: the SQLite file can't be opened.
+    """
+    if config.cache == "off" or not config.deterministic:
+        return None
+    memory = MemoryCache(config.cache_entries)
+    if config.cache == "memory":
+        return memory
+    assert config.cache_path is not None  # noqa: S101 (GymConfig checks it)
+    return SqliteCache(config.cache_path, config.cache_entries, memory)
+
+
+class MemoryCache:
+    """The most recently used rewards, at most `entries` of them."""
+
+    def __init__(self, entries: int) -> None:
+        self._entries = entries
+        self._rewards: OrderedDict[bytes, ValidReward] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._rewards)
+
+    async def get(self, key: bytes) -> ValidReward | None:
+        """The reward kept under `key`, if any."""
+        return self.peek(key)
+
+    def peek(self, key: bytes) -> ValidReward | None:
+        """The same without a wait."""
+        reward = self._rewards.get(key)
+        if reward is not None:
+            self._rewards.move_to_end(key)
+        return reward
+
+    def put(self, key: bytes, reward: ValidReward) -> None:
+        """Keep `reward`."""
+        self._rewards[key] = reward
+        if len(self._rewards) > self._entries:
+            self._rewards.popitem(last=False)
+
+    async def aclose(self) -> None:
+        """Nothing to write."""
+
+
+class SqliteCache:
+    """Rewards in a file that several processes may share, with a `MemoryCache` in front.
+
+    All of SQLite runs in one thread of its own, so that a slow disk never holds the loop.
+    """
+
+    def __init__(self, path: str, entries: int, front: MemoryCache) -> None:
+        self._front = front
+        self._entries = entries
+        self._puts = 0
+        try:
+            self._db = sqlite3.connect(path, timeout=10.0, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute(_SCHEMA)
+            self._db.commit()
+        except sqlite3.Error as error:
+            raise ConfigError(f"gym.cache_path {path}: {error}") from error
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rlbridge-cache")
+
+    async def get(self, key: bytes) -> ValidReward | None:
+        """The reward kept under `key`, if any."""
+        reward = self._front.peek(key)
+        if reward is None:
+            loop = asyncio.get_running_loop()
+            reward = await loop.run_in_executor(self._thread, self._read, key)
+            if reward is not None:
+                self._front.put(key, reward)
+        return reward
+
+    def put(self, key: bytes, reward: ValidReward) -> None:
+        """Keep `reward`; the file gets it a moment later."""
+        self._front.put(key, reward)
+        self._thread.submit(self._write, key, reward)
+
+    async def aclose(self) -> None:
+        """Write what is pending and close the file."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, self._db.close)
+        self._thread.shutdown()
+
+    def _read(self, key: bytes) -> ValidReward | None:
+        try:
+            row = self._db.execute(
+                "SELECT value, components, masked FROM rewards WHERE key = ?", (key,)
+            ).fetchone()
+        except sqlite3.Error:  # a cache that can't answer is a cache miss
+            return None
+        return None if row is None else ValidReward(row[0], orjson.loads(row[1]), bool(row[2]))
+
+    def _write(self, key: bytes, reward: ValidReward) -> None:
+        components = orjson.dumps(dict(reward.components)).decode()
+        values = (key, reward.value, components, reward.mask_sample)
+        try:
+            with self._db:
+                self._db.execute("INSERT OR REPLACE INTO rewards VALUES (?, ?, ?, ?)", values)
+                self._puts += 1
+                if self._puts % 1000 == 0:
+                    self._trim()
+        except sqlite3.Error:  # full disk, locked by another process: keep going without
+            return
+
+    def _trim(self) -> None:
+        count = self._db.execute("SELECT COUNT(*) FROM rewards").fetchone()[0]
+        if count > self._entries:
+            self._db.execute(
+                "DELETE FROM rewards WHERE key IN (SELECT key FROM rewards LIMIT ?)",
+                (count - self._entries,),
+            )

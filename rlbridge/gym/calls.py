@@ -1,0 +1,242 @@
+"""One call and all its attempts: slots, deadlines, breaker, retries. Refuses to wait for ever.
+
+The first attempt runs bare; stamina enters only when it failed, so that a call that succeeds
+pays for no retry machinery. A call holds no slot while it waits between attempts.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import stamina
+
+from rlbridge.config import GymConfig
+from rlbridge.contracts.reward import FailureClass
+from rlbridge.gym.breaker import ServerDownError
+from rlbridge.gym.limiter import QueueTimeoutError
+from rlbridge.gym.replies import Failure, Reply
+from rlbridge.gym.servers import Server, least_loaded
+from rlbridge.gym.stats import Stats
+from rlbridge.gym.transport import BrokenReplyError, Transport, TransportError
+
+log = logging.getLogger("rlbridge.gym")
+
+# (reply, attempts, seconds since the call began) -> the result, or why there is none.
+Reader = Callable[[Reply, int, float], Any]
+
+JSON_HEADERS: Final = {"Content-Type": "application/json"}
+# Statuses that say the server, or the way to it, is down; a 500 comes from a live server.
+_DOWN_STATUSES: Final = frozenset({502, 503, 504})
+
+
+@dataclass(slots=True)
+class Call:
+    """What to send where.
+
+    Attributes:
+        route: the path, for tools with their name in it.
+        label: the route's name in metrics; bounded, where tool names are not.
+        body: JSON, or None for a GET.
+        timeout_s: deadline of one attempt.
+        retried: whether sending it twice is safe.
+        server: the one that must be asked, or None for any.
+        headers: instead of the usual ones: with the session's cookies.
+        attempts: how many were made so far.
+        queued_s: seconds spent in our own queues, which no budget counts.
+    """
+
+    route: str
+    label: str
+    body: bytes | None
+    timeout_s: float
+    retried: bool = True
+    server: Server | None = None
+    headers: Mapping[str, str] | None = None
+    attempts: int = 0
+    queued_s: float = 0.0
+
+
+class _AttemptFailed(Exception):  # noqa: N818 (never leaves this module)
+    """Carries a failure to stamina, which logs its repr: class and status, no words."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(str(failure.failure), failure.status)
+        self.failure = failure
+
+
+class Caller:
+    """Sends calls to the servers of one client on one event loop."""
+
+    def __init__(
+        self, config: GymConfig, transport: Transport, servers: Sequence[Server], stats: Stats
+    ) -> None:
+        self._config = config
+        self._transport = transport
+        self._stats = stats
+        self.time = asyncio.get_running_loop().time
+        self.servers = servers
+
+    async def call(self, call: Call, read: Reader) -> Any:
+        """The result that `read` makes of the answer, or the last `Failure`."""
+        began = self.time()
+        outcome = await self._attempt(call, read, began)
+        if type(outcome) is not Failure or not call.retried or not outcome.retryable:
+            return outcome
+        return await self._retry(call, read, began, outcome)
+
+    async def probe(self, call: Call, read: Reader) -> Any:
+        """One attempt past breaker and limiter, and uncounted: for liveness checks."""
+        now = self.time()
+        return await self._send(call, call.server or self.servers[0], read, now)
+
+    async def _retry(self, call: Call, read: Reader, began: float, first: Failure) -> Any:
+        config = self._config
+        pending: Failure | None = first
+
+        def wait_s(error: Exception) -> bool | float:
+            return self._wait_s(error, call, began)
+
+        try:
+            async for attempt in stamina.retry_context(
+                on=wait_s,
+                attempts=None,
+                timeout=None,
+                wait_initial=config.backoff_initial_s,
+                wait_max=config.backoff_max_s,
+                wait_jitter=config.backoff_initial_s,
+            ):
+                with attempt:
+                    if pending is None:
+                        self._stats.retries += 1
+                        outcome = await self._attempt(call, read, began)
+                    else:  # made before stamina was asked; it computes the wait that follows
+                        outcome, pending = pending, None
+                    if type(outcome) is Failure and outcome.retryable:
+                        raise _AttemptFailed(outcome)  # noqa: TRY301 (stamina's protocol)
+        except _AttemptFailed as last:
+            outcome = last.failure
+        if type(outcome) is Failure:
+            self._log_given_up(call, outcome)
+        return outcome
+
+    def _wait_s(self, error: Exception, call: Call, began: float) -> bool | float:
+        """Whether to try again: False, True (the usual backoff) or after so many seconds."""
+        if not isinstance(error, _AttemptFailed):
+            return False
+        failure, config, now = error.failure, self._config, self.time()
+        if call.attempts >= config.max_attempts and not self._outlasts(failure, call, now):
+            return False
+        left_s = config.total_timeout_s - (now - began - call.queued_s)
+        if failure.retry_after_s is None:
+            return left_s > config.backoff_initial_s
+        # Jitter upwards only: the server named the earliest moment.
+        wait = failure.retry_after_s + random.uniform(0, config.backoff_initial_s)  # noqa: S311
+        return wait if wait < left_s else False
+
+    def _outlasts(self, failure: Failure, call: Call, now: float) -> bool:
+        """Attempts that reached nobody don't count while the outage is young."""
+        if failure.reached:
+            return False
+        servers = self.servers if call.server is None else (call.server,)
+        return any(server.breaker.patient(now) for server in servers)
+
+    async def _attempt(self, call: Call, read: Reader, began: float) -> Any:
+        time = self.time
+        server = call.server or least_loaded(self.servers, time)
+        breaker, limiter = server.breaker, server.limiter
+        probe = False
+        if breaker.failing_since is not None or not limiter.try_acquire():
+            asked = time()
+            try:
+                probe = await self._enter(server)
+            except ServerDownError:
+                detail = f"{server.shown} is down; not asked"
+                return Failure(FailureClass.UNAVAILABLE, detail, reached=False)
+            except QueueTimeoutError:
+                detail = f"waited {self._config.queue_timeout_s:g} s in the queue; not asked"
+                return Failure(FailureClass.TIMEOUT, detail, reached=False)
+            finally:
+                call.queued_s += time() - asked
+        call.attempts += 1
+        stats = self._stats
+        stats.attempts[call.label] += 1
+        stats.in_flight += 1
+        sent = time()
+        finished = False
+        try:
+            outcome = await self._send(call, server, read, began)
+            finished = True
+        finally:
+            now = time()
+            stats.in_flight -= 1
+            if finished:
+                stats.latency.record(now - sent)
+                self._learn(server, outcome, sent, now, probe=probe)
+            elif probe:
+                breaker.probe_dropped(now)
+            limiter.release()
+        return outcome
+
+    async def _enter(self, server: Server) -> bool:
+        """Wait for the breaker and for a slot; True if this call is a probe."""
+        while True:
+            probe = await server.breaker.admit()
+            try:
+                if not server.limiter.try_acquire():
+                    await server.limiter.acquire()
+            except BaseException:
+                if probe:
+                    server.breaker.probe_dropped(self.time())
+                raise
+            if probe or server.breaker.state == "closed":
+                return probe
+            server.limiter.release()  # it went down while we waited in line
+
+    async def _send(self, call: Call, server: Server, read: Reader, began: float) -> Any:
+        method = "GET" if call.body is None else "POST"
+        try:
+            async with asyncio.timeout(call.timeout_s):
+                reply = await self._transport.send(
+                    method, server.url + call.route, call.body, call.headers or JSON_HEADERS
+                )
+        except TimeoutError:
+            detail = f"no answer from {server.shown}{call.route} within {call.timeout_s:g} s"
+            return Failure(FailureClass.TIMEOUT, detail)
+        except BrokenReplyError as error:
+            return Failure(FailureClass.MALFORMED_BODY, str(error))
+        except TransportError as error:
+            detail = f"{server.shown}{call.route}: {error}"
+            if error.refused:
+                server.epoch += 1
+            return Failure(FailureClass.CONNECTION, detail, reached=error.reached)
+        return read(reply, call.attempts, self.time() - began)
+
+    def _learn(self, server: Server, outcome: Any, sent: float, now: float, *, probe: bool) -> None:
+        """Tell the breaker, the limiter and the counters how an attempt went."""
+        if type(outcome) is not Failure:
+            server.limiter.answered()
+            server.breaker.succeeded()
+            return
+        kind = outcome.failure
+        self._stats.failures[kind] += 1
+        late = kind is FailureClass.TIMEOUT or outcome.status in _DOWN_STATUSES
+        if late or kind is FailureClass.RATE_LIMITED:
+            server.limiter.overloaded(sent, now)
+        if late or kind is FailureClass.CONNECTION:
+            server.breaker.failed(now, probe=probe)
+        else:
+            server.breaker.succeeded()
+
+    def _log_given_up(self, call: Call, failure: Failure) -> None:
+        log.warning(
+            "gym call failed",
+            extra={
+                "gym_route": call.label,
+                "gym_failure": str(failure.failure),
+                "gym_status": failure.status,
+                "gym_attempts": call.attempts,
+            },
+        )

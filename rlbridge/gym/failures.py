@@ -1,0 +1,39 @@
+"""Failures as exceptions, for the calls that have no reward to put them in."""
+
+from rlbridge.contracts.reward import FailureClass
+from rlbridge.errors import (
+    GymConnectionError,
+    GymError,
+    GymReplyError,
+    GymStatusError,
+    GymTimeoutError,
+)
+from rlbridge.gym.replies import Failure
+
+_UNREACHED = frozenset({FailureClass.CONNECTION, FailureClass.UNAVAILABLE})
+
+
+def gym_error(failure: Failure, url: str, attempts: int) -> GymError:
+    """The exception for a failed call to `url`."""
+    times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+    message = f"{url} failed after {times}: {failure.detail}"
+    if failure.status is not None and failure.status != 200:
+        return GymStatusError(
+            message, status=failure.status, detail=failure.detail, url=url, attempts=attempts
+        )
+    if failure.failure is FailureClass.TIMEOUT:
+        return GymTimeoutError(message, url=url, attempts=attempts)
+    if failure.failure in _UNREACHED:
+        return GymConnectionError(message, url=url, attempts=attempts)
+    return GymReplyError(message, url=url, attempts=attempts)
+
+
+def no_server_error(failure: Failure, url: str, attempts: int) -> GymError:
+    """The exception for a server that gives no sign of life, with what to do about it."""
+    message = (
+        f"no Gym server answers at {url} ({attempts} attempts): {failure.detail}. "
+        "Start one (`rlbridge gym serve arithmetic --port N`, or a NeMo Gym resources server), "
+        "or set gym.url to one that runs."
+    )
+    kind = GymTimeoutError if failure.failure is FailureClass.TIMEOUT else GymConnectionError
+    return kind(message, url=url, attempts=attempts)

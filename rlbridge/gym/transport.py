@@ -1,0 +1,93 @@
+"""The seam between the client and an HTTP library: one method in, one `Reply` out.
+
+A transport sends one request and reads the whole answer. It knows nothing of retries, deadlines
+(the caller sets one around it), cookies or rewards, follows no redirect and keeps no cookie.
+What its library raises leaves it as a `TransportError`.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Protocol
+
+from rlbridge.config import GymConfig
+from rlbridge.errors import ConfigError
+from rlbridge.gym.replies import Reply
+
+
+class TransportError(Exception):
+    """The request has no answer.
+
+    Attributes:
+        reached: False when no server was reached, so that nothing can have happened there.
+        refused: True when the host says that nobody listens there.
+    """
+
+    def __init__(self, message: str, *, reached: bool = True, refused: bool = False) -> None:
+        super().__init__(message)
+        self.reached = reached
+        self.refused = refused
+
+
+class ConnectTimeoutError(TransportError):
+    """No connection within `connect_timeout_s`."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reached=False)
+
+
+class BrokenReplyError(TransportError):
+    """An answer that is no HTTP, or is longer than `max_reply_mb`."""
+
+
+class Transport(Protocol):
+    """What an HTTP library has to do for the client."""
+
+    async def send(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> Reply:
+        """Send one request and read the whole answer.
+
+        Raises:
+            TransportError: there is no whole answer.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close all connections; harmless when called twice."""
+        ...
+
+    def abandon(self) -> None:
+        """Let go without a loop: the one that the connections belong to is gone or not ours."""
+        ...
+
+
+def is_refused(error: BaseException | None) -> bool:
+    """Whether a refused connection is behind `error`, however a library wrapped it."""
+    while error is not None:
+        if isinstance(error, ConnectionRefusedError):
+            return True
+        if isinstance(error, BaseExceptionGroup):
+            return any(is_refused(inner) for inner in error.exceptions)
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def open_transport(config: GymConfig) -> Transport:
+    """The transport that `config` names, for the running loop.
+
+    Raises:
+        ConfigError: an optional library is missing.
+    """
+    asyncio.get_running_loop()
+    if config.transport == "aiohttp":
+        from rlbridge.gym.aiohttp_transport import AiohttpTransport
+
+        return AiohttpTransport(config)
+    try:
+        from rlbridge.gym.httpx_transport import HttpxTransport
+
+        return HttpxTransport(config)
+    except ImportError as error:  # http2=True without h2
+        raise ConfigError(
+            f"transport httpx: {error}; install it with `pip install 'rlbridge[http2]'`"
+        ) from error
