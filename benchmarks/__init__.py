@@ -1,0 +1,1 @@
+"""Measurements against a baseline of the same run: `python -m benchmarks.NAME`."""

@@ -1,0 +1,67 @@
+"""What this package asks of a tokenizer: the part of Hugging Face's interface it calls.
+
+Tokenizers are handed in, never loaded here. `transformers.PreTrainedTokenizerFast` fits as it is.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+Message = Mapping[str, Any]
+Tools = Sequence[Mapping[str, Any]]
+
+
+class Decoder(Protocol):
+    """IDs to text."""
+
+    def decode(self, token_ids: Any, *, skip_special_tokens: bool) -> str:
+        """The text of `token_ids`; broken UTF-8 becomes U+FFFD."""
+        ...
+
+
+class Tokenizer(Decoder, Protocol):
+    """Text to IDs and back."""
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]:
+        """The tokens that text is split at before anything else, by ID: the special ones."""
+        ...
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The primary end of sequence."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """The IDs of `text`."""
+        ...
+
+
+class ChatTokenizer(Tokenizer, Protocol):
+    """A tokenizer with a chat template."""
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        *,
+        tools: Any,
+        add_generation_prompt: bool,
+        tokenize: bool,
+        **kwargs: Any,
+    ) -> Any:
+        """The text of a conversation (`tokenize=False`)."""
+        ...
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """IDs of `text` and of nothing else: no BOS or EOS of the tokenizer's own."""
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def decode(tokenizer: Decoder, token_ids: Iterable[int]) -> str:
+    """Text of `token_ids`, special tokens written out."""
+    return tokenizer.decode([int(token) for token in token_ids], skip_special_tokens=False)
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[int, str]:
+    """ID and text of every token the tokenizer splits text at."""
+    return {int(i): str(token) for i, token in tokenizer.added_tokens_decoder.items()}
