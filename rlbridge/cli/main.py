@@ -5,6 +5,7 @@ import sys
 import typer
 
 from rlbridge import __version__
+from rlbridge.cli import gym
 from rlbridge.errors import RLBridgeError
 
 app = typer.Typer(
@@ -14,6 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(gym.app, name="gym")
 
 
 def _version(value: bool) -> None:

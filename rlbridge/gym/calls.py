@@ -1,6 +1,6 @@
 """One call and all its attempts: slots, deadlines, breaker, retries. Refuses to wait for ever.
 
-The first attempt runs bare; stamina enters only when it failed, so that a call that succeeds
+The first attempt runs bare; tenacity enters only when it failed, so that a call that succeeds
 pays for no retry machinery. A call holds no slot while it waits between attempts.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import stamina
+from tenacity import AsyncRetrying, RetryCallState, wait_exponential, wait_random
 
 from rlbridge.config import GymConfig
 from rlbridge.contracts.reward import FailureClass
@@ -59,14 +59,6 @@ class Call:
     queued_s: float = 0.0
 
 
-class _AttemptFailed(Exception):  # noqa: N818 (never leaves this module)
-    """Carries a failure to stamina, which logs its repr: class and status, no words."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(str(failure.failure), failure.status)
-        self.failure = failure
-
-
 class Caller:
     """Sends calls to the servers of one client on one event loop."""
 
@@ -77,6 +69,9 @@ class Caller:
         self._transport = transport
         self._stats = stats
         self.time = asyncio.get_running_loop().time
+        self._backoff = wait_exponential(
+            multiplier=config.backoff_initial_s, max=config.backoff_max_s
+        ) + wait_random(0, config.backoff_initial_s)
         self.servers = servers
 
     async def call(self, call: Call, read: Reader) -> Any:
@@ -93,48 +88,45 @@ class Caller:
         return await self._send(call, call.server or self.servers[0], read, now)
 
     async def _retry(self, call: Call, read: Reader, began: float, first: Failure) -> Any:
-        config = self._config
         pending: Failure | None = first
 
-        def wait_s(error: Exception) -> bool | float:
-            return self._wait_s(error, call, began)
+        async def attempt() -> Any:
+            nonlocal pending
+            if pending is not None:  # made already; tenacity computes the wait that follows
+                outcome, pending = pending, None
+                return outcome
+            self._stats.retries += 1
+            return await self._attempt(call, read, began)
 
-        try:
-            async for attempt in stamina.retry_context(
-                on=wait_s,
-                attempts=None,
-                timeout=None,
-                wait_initial=config.backoff_initial_s,
-                wait_max=config.backoff_max_s,
-                wait_jitter=config.backoff_initial_s,
-            ):
-                with attempt:
-                    if pending is None:
-                        self._stats.retries += 1
-                        outcome = await self._attempt(call, read, began)
-                    else:  # made before stamina was asked; it computes the wait that follows
-                        outcome, pending = pending, None
-                    if type(outcome) is Failure and outcome.retryable:
-                        raise _AttemptFailed(outcome)  # noqa: TRY301 (stamina's protocol)
-        except _AttemptFailed as last:
-            outcome = last.failure
+        retrying = AsyncRetrying(
+            sleep=asyncio.sleep,
+            retry=lambda state: _retryable(_result(state)),
+            stop=lambda state: not self._may_retry(_result(state), call, began, state),
+            wait=self._wait_s,
+            retry_error_callback=_result,  # the last failure as it is
+        )
+        outcome: Any = await retrying(attempt)
         if type(outcome) is Failure:
+            if outcome.failure is FailureClass.UNAVAILABLE:
+                outcome = first  # what really happened, before it wasn't asked any more
             self._log_given_up(call, outcome)
         return outcome
 
-    def _wait_s(self, error: Exception, call: Call, began: float) -> bool | float:
-        """Whether to try again: False, True (the usual backoff) or after so many seconds."""
-        if not isinstance(error, _AttemptFailed):
-            return False
-        failure, config, now = error.failure, self._config, self.time()
+    def _wait_s(self, state: RetryCallState) -> float:
+        """The wait before the next attempt: exponential with jitter, or as the server asked."""
+        failure: Failure = _result(state)
+        if failure.retry_after_s is None:
+            return self._backoff(state)
+        # Jitter upwards only: the server named the earliest moment.
+        jitter = random.uniform(0, self._config.backoff_initial_s)  # noqa: S311
+        return failure.retry_after_s + jitter
+
+    def _may_retry(self, failure: Failure, call: Call, began: float, state: RetryCallState) -> bool:
+        """Whether attempts and time are left for another attempt after its wait."""
+        config, now = self._config, self.time()
         if call.attempts >= config.max_attempts and not self._outlasts(failure, call, now):
             return False
-        left_s = config.total_timeout_s - (now - began - call.queued_s)
-        if failure.retry_after_s is None:
-            return left_s > config.backoff_initial_s
-        # Jitter upwards only: the server named the earliest moment.
-        wait = failure.retry_after_s + random.uniform(0, config.backoff_initial_s)  # noqa: S311
-        return wait if wait < left_s else False
+        return now + state.upcoming_sleep < began + call.queued_s + config.total_timeout_s
 
     def _outlasts(self, failure: Failure, call: Call, now: float) -> bool:
         """Attempts that reached nobody don't count while the outage is young."""
@@ -231,7 +223,7 @@ class Caller:
             server.breaker.succeeded()
 
     def _log_given_up(self, call: Call, failure: Failure) -> None:
-        log.warning(
+        log.info(
             "gym call failed",
             extra={
                 "gym_route": call.label,
@@ -240,3 +232,11 @@ class Caller:
                 "gym_attempts": call.attempts,
             },
         )
+
+
+def _result(state: RetryCallState) -> Any:
+    return None if state.outcome is None else state.outcome.result()
+
+
+def _retryable(outcome: Any) -> bool:
+    return type(outcome) is Failure and outcome.retryable

@@ -1,0 +1,1 @@
+"""A resources server of our own that speaks NeMo Gym's wire (extra `gateway`)."""
