@@ -1,1 +1,1 @@
-"""Measurements against a baseline of the same run: `python -m benchmarks.NAME`."""
+"""Benchmarks: each is a module to run, with --quick (under 45 s) and --json."""

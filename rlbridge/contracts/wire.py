@@ -64,3 +64,26 @@ CREATE_PARAMS_FIELDS: Final = frozenset(
         "user",
     }
 )
+
+# Token fields of vLLM's replies.
+TOKEN_IDS: Final = "token_ids"
+WEIGHT_VERSIONS: Final = "weight_versions"
+
+# What shapes the distribution a token is sampled from, in OpenAI's and vLLM's words.
+SAMPLING_PARAMS: Final = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "seed",
+)

@@ -1,0 +1,142 @@
+"""A tiny policy that thinks, calls tools and answers: untied Qwen2, head size 32, byte BPE.
+
+Trained for seconds on text of our own, so that at temperature 1 it samples the shapes that drift
+comes from: tags, JSON, half characters, odd spaces. It knows nothing.
+"""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from benchmarks.templates import THINK
+from benchmarks.tokenizers import SAMPLES, WORDS
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": f"Get the {name}.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+    for name in ("weather", "time")
+]
+CITIES = ("Zürich", "Paris", "東京", "São Paulo", "New York", "Łódź")
+CONTEXT = 2048
+
+
+def words(rng: random.Random, low: int, high: int) -> str:
+    """A few words, now and then with a line of another script or of code."""
+    text = " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, high)))
+    if rng.random() < 0.25:
+        text += rng.choice(["\n\n", " ", "\n"]) + rng.choice(SAMPLES)
+    return text
+
+
+def answer(rng: random.Random) -> dict[str, Any]:
+    """An assistant's message: perhaps reasoning, then text, a tool call or both."""
+    message: dict[str, Any] = {"role": "assistant", "content": words(rng, 2, 12)}
+    if rng.random() < 0.6:
+        message["reasoning_content"] = words(rng, 2, 10)
+    if rng.random() < 0.4:
+        arguments = {"city": rng.choice(CITIES), "n": rng.randint(0, 9)}
+        call = {"name": rng.choice(("weather", "time")), "arguments": arguments}
+        message["tool_calls"] = [{"type": "function", "id": "c", "function": call}]
+        message["content"] = "" if rng.random() < 0.7 else message["content"]
+    return message
+
+
+def conversation(rng: random.Random) -> list[dict[str, Any]]:
+    """Two or three turns, tool results where a tool was called."""
+    messages: list[dict[str, Any]] = []
+    for _ in range(rng.randint(2, 3)):
+        called = messages and messages[-1].get("tool_calls")
+        role = "tool" if called else "user"
+        messages.append({"role": role, "content": words(rng, 3, 12)})
+        messages.append(answer(rng))
+    return messages
+
+
+def make(path: Path, *, steps: int = 300, seed: int = 0) -> Path:
+    """Train the tokenizer and the model into `path`, unless they are there already."""
+    if (path / "model.safetensors").exists():
+        return path
+    rng = random.Random(seed)
+    talks = [conversation(rng) for _ in range(800)]
+    tokenizer = _tokenizer(talks)
+    text = [
+        tokenizer.apply_chat_template(
+            talk, tools=TOOLS, tokenize=False, add_generation_prompt=False
+        )
+        for talk in talks
+    ]
+    _train(tokenizer, text, path, steps, seed)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def _tokenizer(talks: list[list[dict[str, Any]]]) -> Any:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    lines = [str(message.get("content")) for talk in talks for message in talk]
+    lines += [json.dumps(m["tool_calls"][0]["function"]) for t in talks for m in t
+              if m.get("tool_calls")]  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500,
+        special_tokens=list(THINK.specials[:3]),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(lines, trainer)
+    # Tags are one token each but not special: parsers read them as text.
+    core.add_tokens([AddedToken(tag, special=False) for tag in THINK.specials[3:]])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token=THINK.specials[0],
+        pad_token=THINK.specials[2],
+        additional_special_tokens=[THINK.specials[1]],
+        clean_up_tokenization_spaces=False,
+        model_max_length=CONTEXT,
+    )
+    fast.chat_template = THINK.template
+    return fast
+
+
+def _train(tokenizer: Any, text: list[str], path: Path, steps: int, seed: int) -> None:
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=False,  # vLLM's weight reload leaves a tied lm_head behind
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    model = Qwen2ForCausalLM(config).float()
+    ids = [i for line in text for i in tokenizer.encode(line, add_special_tokens=False)]
+    stream = torch.tensor(ids)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    length, batch = 160, 12
+    for _ in range(steps):
+        starts = torch.randint(0, len(stream) - length - 1, (batch,))
+        block = torch.stack([stream[s : s + length] for s in starts.tolist()])
+        loss = model(input_ids=block, labels=block).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(path)
