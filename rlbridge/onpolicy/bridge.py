@@ -14,10 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from rlbridge.contracts.rollout import FinishReason, Turn
-from rlbridge.contracts.tokens import IntArray, PromptSpan, Provenance, as_token_ids
+from rlbridge.contracts.tokens import PromptSpan, Provenance, as_token_ids
 from rlbridge.onpolicy.refusal import Refusal, RefusalReason
 from rlbridge.onpolicy.template import (
     ANSWER,
+    DUMMY_TOOLS,
+    NEW_MESSAGES,
     ChatTemplate,
     Check,
     Messages,
@@ -206,28 +208,16 @@ def bridge_by_renderer(
 
 
 def _appended(turn: Turn, ids: Sequence[int], close: Close) -> Bridged:
-    old, sampled = turn.prompt, [span.provenance for span in turn.generation]
-    added = np.full(len(ids), Provenance.BRIDGE, dtype=np.uint8)
+    codes = np.full(len(ids), Provenance.BRIDGE, dtype=np.uint8)
     if close is Close.ADDED:
-        added[0] = Provenance.REPAIRED
-    prompt = PromptSpan(
-        _join([old.token_ids, turn.sampled_ids, np.asarray(ids, dtype=np.int32)]),
-        _join([old.provenance, *sampled, added]),
-        old.vocab_size,
-    )
+        codes[0] = Provenance.REPAIRED
+    added = PromptSpan(as_token_ids(ids, vocab_size=turn.prompt.vocab_size), codes)
+    prompt = PromptSpan.joined([turn.prompt, *turn.generation, added])
     return Bridged(prompt, len(prompt) - len(ids), close)
-
-
-def _join(parts: list[Any]) -> Any:
-    joined = np.concatenate(parts)
-    joined.flags.writeable = False
-    return joined
 
 
 def _tools_matter(template: ChatTemplate) -> bool:
     """Whether tools change the tail; where they don't, they aren't rendered every turn."""
-    from rlbridge.onpolicy.template import DUMMY_TOOLS, NEW_MESSAGES
-
     for news in NEW_MESSAGES.values():
         try:
             if template.tail(news, tools=DUMMY_TOOLS) != template.tail(news):
@@ -245,6 +235,3 @@ def _anchor(tokenizer: ChatTokenizer) -> tuple[str, list[int]]:
         if all(encode(tokenizer, test(anchor))[: len(ids)] == ids for test in tests):
             return anchor, ids
     return ANSWER, encode(tokenizer, ANSWER)
-
-
-__all__ = ["Bridge", "Bridged", "Close", "IntArray", "Renderer", "bridge_by_renderer"]
