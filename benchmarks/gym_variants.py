@@ -9,6 +9,7 @@ from rlbridge.config import GymConfig
 from rlbridge.gym import GymClient
 
 Ask = Callable[[int], Awaitable[float]]
+Variant = contextlib.AbstractAsyncContextManager[Ask]
 
 ROW: dict[str, Any] = {
     "responses_create_params": {
@@ -68,19 +69,26 @@ async def floor(url: str, concurrency: int) -> AsyncIterator[Ask]:
 
 
 @contextlib.asynccontextmanager
-async def ours(url: str, concurrency: int) -> AsyncIterator[Ask]:
-    """`GymClient` with everything on: sharing, cache, limiter, breaker, deadlines, counters."""
-    config = GymConfig(
-        url=url, max_concurrency=concurrency, cache="memory", keepalive_s=60, verify_timeout_s=120
-    )
+async def _ours(config: GymConfig) -> AsyncIterator[Ask]:
     async with GymClient(config) as gym:
 
         async def ask(index: int) -> float:
             reward = await gym.verify(ROW, text(index))
-            assert reward.valid, reward
+            if not reward.valid:
+                raise RuntimeError(reward.detail)
             return reward.value
 
         yield ask
+
+
+def ours(url: str, concurrency: int) -> Variant:
+    """`GymClient` with everything on: sharing, cache, limiter, breaker, deadlines, counters."""
+    return _ours(GymConfig(url=url, cache="memory", keepalive_s=60))
+
+
+def ours_unbounded(url: str, concurrency: int) -> Variant:
+    """The same with as many requests on the wire as there are calls."""
+    return _ours(GymConfig(url=url, cache="memory", keepalive_s=60, max_concurrency=concurrency))
 
 
 @contextlib.asynccontextmanager
@@ -116,4 +124,10 @@ async def wrapper(url: str, concurrency: int) -> AsyncIterator[Ask]:
         yield ask
 
 
-VARIANTS = {"floor": floor, "ours": ours, "httpx": httpx_bare, "wrapper": wrapper}
+VARIANTS: dict[str, Callable[[str, int], Variant]] = {
+    "floor": floor,
+    "ours": ours,
+    "ours_unbounded": ours_unbounded,
+    "httpx": httpx_bare,
+    "wrapper": wrapper,
+}

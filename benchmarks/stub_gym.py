@@ -52,11 +52,12 @@ class Stub(asyncio.Protocol):
         self._delay_s = delay_s
         self._buffer = b""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Keep the way back."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        """Answer each whole request in `data` and what came before."""
         self._buffer += data
         while True:
             head, mark, rest = self._buffer.partition(b"\r\n\r\n")
@@ -89,14 +90,11 @@ def running_stub(delay_s: float = 0.0) -> Iterator[str]:
     """The base URL of a stub in a process of its own; ended on leaving."""
     command = [sys.executable, "-m", "benchmarks.stub_gym", "--delay-s", str(delay_s)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-    finally:
-        process.terminate()
-        process.wait(10)
-        assert process.stdout is not None
-        process.stdout.close()
+    with process:
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"  # type: ignore[union-attr]
+        finally:
+            process.terminate()
 
 
 async def _main(delay_s: float) -> None:

@@ -16,6 +16,7 @@ from rlbridge.gym.transport import (
     ConnectTimeoutError,
     TransportError,
     is_refused,
+    request_headers,
 )
 
 # Sessions of another process (after a fork): closing them would touch the parent's sockets.
@@ -31,23 +32,27 @@ class AiohttpTransport:
         self._pid = os.getpid()
         self._max_bytes = int(config.max_reply_mb * 1_000_000)
         self._urls: dict[str, URL] = {}
-        # No limit and no timers here: both are the client's, once for both transports.
+        # aiohttp's own deadline: asyncio.timeout() around it would cost a tenth of the request.
+        self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
+        self._connect_timeout_s = config.connect_timeout_s
         self._connector = aiohttp.TCPConnector(
             limit=0, keepalive_timeout=config.keepalive_s, ttl_dns_cache=60
         )
         self._session = aiohttp.ClientSession(
             connector=self._connector,
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.connect_timeout_s),
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-            headers=CIMultiDict(
-                {name: value.get_secret_value() for name, value in config.headers.items()}
-            ),
+            # All of them here and none with a request: merging is what costs.
+            headers=CIMultiDict(request_headers(config)),
             proxy=config.proxy,
         )
 
     async def send(
-        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]
+        self,
+        method: str,
+        url: str,
+        body: bytes | None,
+        headers: Mapping[str, str] | None,
+        timeout_s: float,
     ) -> Reply:
         """Send one request and read the whole answer; see `Transport.send`."""
         target = self._urls.get(url)
@@ -55,7 +60,12 @@ class AiohttpTransport:
             target = self._parse(url)
         try:
             async with self._session.request(
-                method, target, data=body, headers=headers, allow_redirects=False
+                method,
+                target,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=self._timeouts.get(timeout_s) or self._timeout(timeout_s),
             ) as answer:
                 got = answer.headers
                 content = await self._read(answer)
@@ -116,6 +126,10 @@ class AiohttpTransport:
                 return b"".join(parts)
         answer.close()
         raise BrokenReplyError(f"the answer is longer than {self._max_bytes} bytes")
+
+    def _timeout(self, total_s: float) -> aiohttp.ClientTimeout:
+        timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=self._connect_timeout_s)
+        return self._timeouts.setdefault(total_s, timeout)
 
     def _parse(self, url: str) -> URL:
         if len(self._urls) >= _URLS_KEPT:  # tool names can be anything a policy wrote

@@ -23,9 +23,11 @@ UnknownParams = Literal["send", "refuse", "drop"]
 _OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY
 _CANONICAL: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_SORT_KEYS
 
+MADE_ID: Final = "resp_0"  # the ID of a Responses object that had none of its own
+
 # The seven fields beside `output` without which a verifier answers 422.
 _ENVELOPE: Final[dict[str, Any]] = {
-    "id": "resp_0",
+    "id": MADE_ID,
     "created_at": 0,
     "model": "policy",
     "object": "response",
@@ -41,6 +43,8 @@ def responses_object(response: object) -> dict[str, Any]:
     Raises:
         ContractError: `response` is none of these.
     """
+    if isinstance(response, str):
+        return {**_ENVELOPE, "output": output_items(response)}
     entry = plain(response)
     if not isinstance(entry, Mapping):
         return {**_ENVELOPE, "output": output_items(entry)}
@@ -64,11 +68,11 @@ def row_body(row: Mapping[str, Any], unknown_params: UnknownParams = "send") -> 
     Raises:
         ContractError: `row` is no mapping.
     """
-    if not isinstance(row, Mapping):
+    if type(row) is not dict and not isinstance(row, Mapping):
         raise ContractError(f"a row is a dict as in a Gym JSONL line, got {type(row).__name__}")
     body = dict(row)
     params = body.get(RESPONSES_CREATE_PARAMS)
-    if isinstance(params, Mapping):
+    if type(params) is dict or isinstance(params, Mapping):
         stripped = without_tokens(params.get("input"))
         if stripped is not params.get("input"):
             params = body[RESPONSES_CREATE_PARAMS] = {**params, "input": stripped}

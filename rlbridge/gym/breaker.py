@@ -7,6 +7,7 @@ not once a call. Every wait has an end.
 
 import asyncio
 from enum import StrEnum
+from time import monotonic
 from typing import Final
 
 from rlbridge.config import GymConfig
@@ -31,7 +32,7 @@ class Breaker:
 
     Attributes:
         state: see `State`.
-        failing_since: loop time of the first failure of the current streak, or None.
+        failing_since: monotonic time of the first failure of the current streak, or None.
         opened: how often it opened.
     """
 
@@ -75,10 +76,9 @@ class Breaker:
         Raises:
             ServerDownError: the server stays down for longer than the caller should wait.
         """
-        loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + self._probe_limit_s
+        give_up_at = monotonic() + self._probe_limit_s
         while self.state is not State.CLOSED:
-            now = loop.time()
+            now = monotonic()
             if self.probe_due(now):
                 self.state = State.HALF_OPEN
                 return True

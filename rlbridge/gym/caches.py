@@ -52,11 +52,15 @@ def open_cache(config: GymConfig) -> Cache | None:
 
 
 class MemoryCache:
-    """The most recently used rewards, at most `entries` of them."""
+    """The most recently used rewards, at most `entries` of them.
+
+    A plain reward is kept as its number: a hundred thousand small objects would cost every
+    garbage collection more than the cache saves.
+    """
 
     def __init__(self, entries: int) -> None:
         self._entries = entries
-        self._rewards: OrderedDict[bytes, ValidReward] = OrderedDict()
+        self._rewards: OrderedDict[bytes, ValidReward | float] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._rewards)
@@ -68,13 +72,15 @@ class MemoryCache:
     def peek(self, key: bytes) -> ValidReward | None:
         """The same without a wait."""
         reward = self._rewards.get(key)
-        if reward is not None:
-            self._rewards.move_to_end(key)
-        return reward
+        if reward is None:
+            return None
+        self._rewards.move_to_end(key)
+        return reward if isinstance(reward, ValidReward) else ValidReward(reward)
 
     def put(self, key: bytes, reward: ValidReward) -> None:
         """Keep `reward`."""
-        self._rewards[key] = reward
+        plain = not reward.components and not reward.mask_sample
+        self._rewards[key] = reward.value if plain else reward
         if len(self._rewards) > self._entries:
             self._rewards.popitem(last=False)
 

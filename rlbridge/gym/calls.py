@@ -9,6 +9,7 @@ import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import monotonic as time
 from typing import Any, Final
 
 from tenacity import AsyncRetrying, RetryCallState, wait_exponential, wait_random
@@ -27,7 +28,6 @@ log = logging.getLogger("rlbridge.gym")
 # (reply, attempts, seconds since the call began) -> the result, or why there is none.
 Reader = Callable[[Reply, int, float], Any]
 
-JSON_HEADERS: Final = {"Content-Type": "application/json"}
 # Statuses that say the server, or the way to it, is down; a 500 comes from a live server.
 _DOWN_STATUSES: Final = frozenset({502, 503, 504})
 
@@ -43,7 +43,7 @@ class Call:
         timeout_s: deadline of one attempt.
         retried: whether sending it twice is safe.
         server: the one that must be asked, or None for any.
-        headers: instead of the usual ones: with the session's cookies.
+        headers: beside the usual ones: the session's cookies.
         attempts: how many were made so far.
         queued_s: seconds spent in our own queues, which no budget counts.
     """
@@ -68,7 +68,6 @@ class Caller:
         self._config = config
         self._transport = transport
         self._stats = stats
-        self.time = asyncio.get_running_loop().time
         self._backoff = wait_exponential(
             multiplier=config.backoff_initial_s, max=config.backoff_max_s
         ) + wait_random(0, config.backoff_initial_s)
@@ -76,7 +75,7 @@ class Caller:
 
     async def call(self, call: Call, read: Reader) -> Any:
         """The result that `read` makes of the answer, or the last `Failure`."""
-        began = self.time()
+        began = time()
         outcome = await self._attempt(call, read, began)
         if type(outcome) is not Failure or not call.retried or not outcome.retryable:
             return outcome
@@ -84,8 +83,13 @@ class Caller:
 
     async def probe(self, call: Call, read: Reader) -> Any:
         """One attempt past breaker and limiter, and uncounted: for liveness checks."""
-        now = self.time()
-        return await self._send(call, call.server or self.servers[0], read, now)
+        server = call.server or self.servers[0]
+        url, began = server.url + call.route, time()
+        try:
+            reply = await self._transport.send("GET", url, None, None, call.timeout_s)
+        except (TransportError, TimeoutError) as error:
+            return _failure(error, call, server)
+        return read(reply, 1, time() - began)
 
     async def _retry(self, call: Call, read: Reader, began: float, first: Failure) -> Any:
         pending: Failure | None = first
@@ -123,7 +127,7 @@ class Caller:
 
     def _may_retry(self, failure: Failure, call: Call, began: float, state: RetryCallState) -> bool:
         """Whether attempts and time are left for another attempt after its wait."""
-        config, now = self._config, self.time()
+        config, now = self._config, time()
         if call.attempts >= config.max_attempts and not self._outlasts(failure, call, now):
             return False
         return now + state.upcoming_sleep < began + call.queued_s + config.total_timeout_s
@@ -136,41 +140,54 @@ class Caller:
         return any(server.breaker.patient(now) for server in servers)
 
     async def _attempt(self, call: Call, read: Reader, began: float) -> Any:
-        time = self.time
         server = call.server or least_loaded(self.servers, time)
-        breaker, limiter = server.breaker, server.limiter
         probe = False
-        if breaker.failing_since is not None or not limiter.try_acquire():
-            asked = time()
-            try:
-                probe = await self._enter(server)
-            except ServerDownError:
-                detail = f"{server.shown} is down; not asked"
-                return Failure(FailureClass.UNAVAILABLE, detail, reached=False)
-            except QueueTimeoutError:
-                detail = f"waited {self._config.queue_timeout_s:g} s in the queue; not asked"
-                return Failure(FailureClass.TIMEOUT, detail, reached=False)
-            finally:
-                call.queued_s += time() - asked
+        if server.breaker.failing_since is not None or not server.limiter.try_acquire():
+            entered = await self._queue(call, server)
+            if type(entered) is Failure:
+                return entered
+            probe = entered is True
         call.attempts += 1
         stats = self._stats
         stats.attempts[call.label] += 1
         stats.in_flight += 1
+        outcome = None
         sent = time()
-        finished = False
         try:
-            outcome = await self._send(call, server, read, began)
-            finished = True
+            reply = await self._transport.send(
+                "GET" if call.body is None else "POST",
+                server.url + call.route,
+                call.body,
+                call.headers,
+                call.timeout_s,
+            )
+            outcome = read(reply, call.attempts, time() - began)
+        except (TransportError, TimeoutError) as error:
+            outcome = _failure(error, call, server)
         finally:
             now = time()
             stats.in_flight -= 1
-            if finished:
+            if outcome is not None:
                 stats.latency.record(now - sent)
                 self._learn(server, outcome, sent, now, probe=probe)
-            elif probe:
-                breaker.probe_dropped(now)
-            limiter.release()
+            elif probe:  # cancelled
+                server.breaker.probe_dropped(now)
+            server.limiter.release()
         return outcome
+
+    async def _queue(self, call: Call, server: Server) -> bool | Failure:
+        """Wait for breaker and slot: True for a probe, False for a usual call, or why not."""
+        asked = time()
+        try:
+            return await self._enter(server)
+        except ServerDownError:
+            detail = f"{server.shown} is down; not asked"
+            return Failure(FailureClass.UNAVAILABLE, detail, reached=False)
+        except QueueTimeoutError:
+            detail = f"waited {self._config.queue_timeout_s:g} s in the queue; not asked"
+            return Failure(FailureClass.TIMEOUT, detail, reached=False)
+        finally:
+            call.queued_s += time() - asked
 
     async def _enter(self, server: Server) -> bool:
         """Wait for the breaker and for a slot; True if this call is a probe."""
@@ -181,30 +198,11 @@ class Caller:
                     await server.limiter.acquire()
             except BaseException:
                 if probe:
-                    server.breaker.probe_dropped(self.time())
+                    server.breaker.probe_dropped(time())
                 raise
             if probe or server.breaker.state == "closed":
                 return probe
             server.limiter.release()  # it went down while we waited in line
-
-    async def _send(self, call: Call, server: Server, read: Reader, began: float) -> Any:
-        method = "GET" if call.body is None else "POST"
-        try:
-            async with asyncio.timeout(call.timeout_s):
-                reply = await self._transport.send(
-                    method, server.url + call.route, call.body, call.headers or JSON_HEADERS
-                )
-        except TimeoutError:
-            detail = f"no answer from {server.shown}{call.route} within {call.timeout_s:g} s"
-            return Failure(FailureClass.TIMEOUT, detail)
-        except BrokenReplyError as error:
-            return Failure(FailureClass.MALFORMED_BODY, str(error))
-        except TransportError as error:
-            detail = f"{server.shown}{call.route}: {error}"
-            if error.refused:
-                server.epoch += 1
-            return Failure(FailureClass.CONNECTION, detail, reached=error.reached)
-        return read(reply, call.attempts, self.time() - began)
 
     def _learn(self, server: Server, outcome: Any, sent: float, now: float, *, probe: bool) -> None:
         """Tell the breaker, the limiter and the counters how an attempt went."""
@@ -232,6 +230,18 @@ class Caller:
                 "gym_attempts": call.attempts,
             },
         )
+
+
+def _failure(error: TransportError | TimeoutError, call: Call, server: Server) -> Failure:
+    if isinstance(error, TimeoutError):
+        detail = f"no answer from {server.shown}{call.route} within {call.timeout_s:g} s"
+        return Failure(FailureClass.TIMEOUT, detail)
+    if isinstance(error, BrokenReplyError):
+        return Failure(FailureClass.MALFORMED_BODY, str(error))
+    if error.refused:
+        server.epoch += 1
+    detail = f"{server.shown}{call.route}: {error}"
+    return Failure(FailureClass.CONNECTION, detail, reached=error.reached)
 
 
 def _result(state: RetryCallState) -> Any:

@@ -23,10 +23,10 @@ from rlbridge.contracts.wire import (
 )
 from rlbridge.errors import ContractError
 from rlbridge.gym.bodies import row_body, to_json, unknown_params_of, verify_body
-from rlbridge.gym.calls import Call, Caller, Reader
+from rlbridge.gym.calls import Call, Reader
 from rlbridge.gym.failures import gym_error, no_server_error
 from rlbridge.gym.identity import request_key
-from rlbridge.gym.replies import Failure, Reply, read_object, read_reward, reward_in
+from rlbridge.gym.replies import Failure, Reply, read_object, reward_in
 from rlbridge.gym.runtime import Runtime, open_runtime
 from rlbridge.gym.session import GymSession
 from rlbridge.gym.stats import Stats
@@ -117,20 +117,30 @@ class GymClient:
             ContractError: the row is no dict, the response nothing that could be judged, or
                 one of them can't be written as JSON.
         """
-        body = verify_body(row, response, self.config.unknown_params)
-        refused = self._refused_params(row)
-        runtime = self.runtime()
-        stats = self.stats
-        if refused is not None:
-            stats.verifies += 1
-            return self._count(refused)
-        if runtime.shares:
-            key = request_key(self.config.url, body)
-            stats.verifies += 1
-            return await self._verify_once(runtime, key, to_json(body))
-        payload = to_json(body)
+        runtime, stats = self.runtime(), self.stats
+        payload, key = self._question(row, response, keyed=runtime.shares)
         stats.verifies += 1
-        return await self._verify(self._ask(runtime.caller, self._verify_call(payload)))
+        if self.config.unknown_params == "refuse":
+            refused = _refused_params(row)
+            if refused is not None:
+                return self._count(refused)
+        call = Call(ROUTE_VERIFY, "verify", payload, self.config.verify_timeout_s)
+        try:
+            reward = await (runtime.once(key, call) if key else runtime.ask(call))
+        except BaseException:
+            stats.cancelled += 1
+            raise
+        return self._count(reward)
+
+    def _question(self, row: Row, response: object, *, keyed: bool) -> tuple[bytes, bytes]:
+        """The body of /verify, and its digest if wanted.
+
+        A function of its own so that the body's dicts are gone while thousands of calls wait:
+        every garbage collection would look at all of them.
+        """
+        body = verify_body(row, response, self.config.unknown_params)
+        payload = to_json(body)
+        return payload, request_key(self.config.url, body, payload) if keyed else b""
 
     async def verify_batch(
         self, pairs: Iterable[tuple[Row, object]], *, on_done: OnDone | None = None
@@ -188,7 +198,7 @@ class GymClient:
             answer.update(body)
             return reward_in(body, attempts, latency_s)
 
-        outcome = await self._timed(self.runtime().caller, call, read)
+        outcome = await self.runtime().ask(call, read)
         for observer in self.observers:
             observer("run", outcome)
         return outcome, answer
@@ -235,35 +245,12 @@ class GymClient:
     async def verify_in_session(self, call: Call, read: Reader) -> Reward:
         """Verify with a session's cookies: never shared, never cached; for `GymSession`."""
         self.stats.verifies += 1
-        return await self._verify(self._timed(self.runtime().caller, call, read))
-
-    async def _verify_once(self, runtime: Runtime, key: bytes, payload: bytes) -> Reward:
-        """Verify by cache or by sharing an equal question that is under way."""
-        return await self._verify(runtime.once(key, lambda: self._fresh(runtime, payload)))
-
-    async def _fresh(self, runtime: Runtime, payload: bytes) -> Reward:
-        return await self._ask(runtime.caller, self._verify_call(payload))
-
-    async def _verify(self, asking: Any) -> Reward:
         try:
-            reward: Reward = await asking
+            reward = await self.runtime().ask(call, read)
         except BaseException:
             self.stats.cancelled += 1
             raise
         return self._count(reward)
-
-    async def _ask(self, caller: Caller, call: Call) -> Reward:
-        return await self._timed(caller, call, read_reward)
-
-    async def _timed(self, caller: Caller, call: Call, read: Reader) -> Reward:
-        began = caller.time()
-        outcome = await caller.call(call, read)
-        if type(outcome) is Failure:
-            return outcome.invalid(call.attempts, caller.time() - began)
-        return outcome  # type: ignore[no-any-return]
-
-    def _verify_call(self, payload: bytes) -> Call:
-        return Call(ROUTE_VERIFY, "verify", payload, self.config.verify_timeout_s)
 
     def _count(self, reward: Reward) -> Reward:
         if reward.valid:
@@ -273,15 +260,6 @@ class GymClient:
         for observer in self.observers:
             observer("verify", reward)
         return reward
-
-    def _refused_params(self, row: Row) -> InvalidReward | None:
-        if self.config.unknown_params != "refuse":
-            return None
-        unknown = unknown_params_of(row)
-        if not unknown:
-            return None
-        detail = f"$.responses_create_params: Gym doesn't know {', '.join(unknown)}; not asked"
-        return InvalidReward(FailureClass.BAD_ROW, detail)
 
     def _row_json(self, row: Row) -> bytes:
         return to_json(row_body(row, self.config.unknown_params))
@@ -293,6 +271,14 @@ class GymClient:
             url = runtime.caller.servers[0].shown + call.route
             raise gym_error(outcome, url, call.attempts)
         return outcome  # type: ignore[no-any-return]
+
+
+def _refused_params(row: Row) -> InvalidReward | None:
+    unknown = unknown_params_of(row)
+    if not unknown:
+        return None
+    detail = f"$.responses_create_params: Gym doesn't know {', '.join(unknown)}; not asked"
+    return InvalidReward(FailureClass.BAD_ROW, detail)
 
 
 def _answered(reply: Reply, _attempts: int, _latency_s: float) -> int:

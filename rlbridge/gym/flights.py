@@ -5,14 +5,19 @@ is cancelled, the next takes over, so that nobody gets a stranger's cancellation
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
 class Flights(Generic[T]):
-    """Answers under way, by key, on one event loop."""
+    """Answers under way, by key, on one event loop.
+
+    The first asker calls `start` and, whatever happens, `land`; whoever finds `busy` waits in
+    `join`.
+    """
+
+    __slots__ = ("_flights",)
 
     def __init__(self) -> None:
         self._flights: dict[bytes, asyncio.Future[T | None] | None] = {}
@@ -20,21 +25,23 @@ class Flights(Generic[T]):
     def __len__(self) -> int:
         return len(self._flights)
 
-    async def share(self, key: bytes, ask: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
-        """The answer, and whether somebody else's asking brought it."""
-        while key in self._flights:
-            flight = self._flights[key]
-            if flight is None:  # the first to wait makes the future; most flights have nobody
-                flight = self._flights[key] = asyncio.get_running_loop().create_future()
-            answer = await asyncio.shield(flight)
-            if answer is not None:
-                return answer, True
-        self._flights[key] = None
-        answer = None
-        try:
-            answer = await ask()
-        finally:
-            flight = self._flights.pop(key)
-            if flight is not None and not flight.done():
-                flight.set_result(answer)  # None: the asker is gone, ask again
-        return answer, False
+    def busy(self, key: bytes) -> bool:
+        """Whether somebody is asking."""
+        return key in self._flights
+
+    def start(self, key: bytes) -> None:
+        """Ask, for oneself and for those who join."""
+        self._flights[key] = None  # the first to join makes the future; most have nobody
+
+    async def join(self, key: bytes) -> T | None:
+        """The answer, or None if its asker went away without one."""
+        flight = self._flights[key]
+        if flight is None:
+            flight = self._flights[key] = asyncio.get_running_loop().create_future()
+        return await asyncio.shield(flight)
+
+    def land(self, key: bytes, answer: T | None) -> None:
+        """Hand the answer, or None, to all who joined."""
+        flight = self._flights.pop(key)
+        if flight is not None and not flight.done():
+            flight.set_result(answer)

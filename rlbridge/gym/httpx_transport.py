@@ -1,5 +1,6 @@
 """The transport for HTTP/2 and respx mocks. Costs some 20 times aiohttp's CPU a request."""
 
+import asyncio
 from collections.abc import Mapping
 
 import httpx
@@ -11,6 +12,7 @@ from rlbridge.gym.transport import (
     ConnectTimeoutError,
     TransportError,
     is_refused,
+    request_headers,
 )
 
 
@@ -20,7 +22,7 @@ class HttpxTransport:
     def __init__(self, config: GymConfig) -> None:
         self._max_bytes = int(config.max_reply_mb * 1_000_000)
         self._client = httpx.AsyncClient(
-            headers={name: value.get_secret_value() for name, value in config.headers.items()},
+            headers=request_headers(config),
             timeout=httpx.Timeout(None, connect=config.connect_timeout_s),
             limits=httpx.Limits(
                 max_connections=None,
@@ -34,16 +36,22 @@ class HttpxTransport:
         )
 
     async def send(
-        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]
+        self,
+        method: str,
+        url: str,
+        body: bytes | None,
+        headers: Mapping[str, str] | None,
+        timeout_s: float,
     ) -> Reply:
         """Send one request and read the whole answer; see `Transport.send`."""
         request = self._client.build_request(method, url, content=body, headers=headers)
         try:
-            answer = await self._client.send(request, stream=True)
-            try:
-                content = await self._read(answer)
-            finally:
-                await answer.aclose()
+            async with asyncio.timeout(timeout_s):
+                answer = await self._client.send(request, stream=True)
+                try:
+                    content = await self._read(answer)
+                finally:
+                    await answer.aclose()
         except httpx.ConnectTimeout as error:
             raise ConnectTimeoutError("no connection in time") from error
         except httpx.ConnectError as error:

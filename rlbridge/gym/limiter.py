@@ -10,6 +10,8 @@ from collections import deque
 
 from rlbridge.config import GymConfig
 
+_Slot = asyncio.Future[None]
+
 
 class QueueTimeoutError(Exception):
     """No slot came free in time."""
@@ -23,13 +25,23 @@ class Limiter:
         in_use: requests that are.
     """
 
-    __slots__ = ("_cut_at", "_max", "_min", "_queue_timeout_s", "_waiters", "in_use", "limit")
+    __slots__ = (
+        "_cut_at",
+        "_max",
+        "_min",
+        "_queue_timeout_s",
+        "_timer",
+        "_waiters",
+        "in_use",
+        "limit",
+    )
 
     def __init__(self, config: GymConfig) -> None:
         self._max = float(config.max_concurrency)
         self._min = float(config.min_concurrency)
         self._queue_timeout_s = config.queue_timeout_s
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiters: deque[tuple[_Slot, float]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
         self._cut_at = float("-inf")
         self.limit = self._max
         self.in_use = 0
@@ -52,18 +64,29 @@ class Limiter:
         Raises:
             QueueTimeoutError: none came free within `queue_timeout_s`.
         """
-        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(slot)
+        loop = asyncio.get_running_loop()
+        slot: _Slot = loop.create_future()
+        self._waiters.append((slot, loop.time() + self._queue_timeout_s))
         self._hand_over()  # those ahead may all have been cancelled
+        if self._timer is None:
+            self._timer = loop.call_later(self._queue_timeout_s, self._expire)
         try:
-            async with asyncio.timeout(self._queue_timeout_s):
-                await slot
-        except BaseException as error:
-            if slot.done() and not slot.cancelled():
+            await slot
+        except asyncio.CancelledError:
+            if slot.done() and not slot.cancelled() and slot.exception() is None:
                 self.release()  # handed over in the same turn as the cancellation
-            if isinstance(error, TimeoutError):
-                raise QueueTimeoutError from error
             raise
+
+    def _expire(self) -> None:
+        """Turn away those who waited too long; one timer for the head of the line."""
+        loop = asyncio.get_running_loop()
+        while self._waiters and self._waiters[0][1] <= loop.time():
+            slot, _ = self._waiters.popleft()
+            if not slot.done():
+                slot.set_exception(QueueTimeoutError())
+        self._timer = None
+        if self._waiters:
+            self._timer = loop.call_at(self._waiters[0][1], self._expire)
 
     def release(self) -> None:
         """Give a slot back, and hand free ones to those who wait."""
@@ -73,7 +96,7 @@ class Limiter:
 
     def _hand_over(self) -> None:
         while self._waiters and self.in_use < self.limit:
-            slot = self._waiters.popleft()
+            slot, _ = self._waiters.popleft()
             if not slot.done():  # done: its caller was cancelled
                 self.in_use += 1
                 slot.set_result(None)

@@ -1,14 +1,15 @@
 """What a client holds while it is open on one event loop."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from time import monotonic
 
 from rlbridge.config import GymConfig
-from rlbridge.contracts.reward import Reward, ValidReward
+from rlbridge.contracts.reward import Reward
 from rlbridge.gym.caches import Cache, open_cache
-from rlbridge.gym.calls import Caller
+from rlbridge.gym.calls import Call, Caller, Reader
 from rlbridge.gym.flights import Flights
+from rlbridge.gym.replies import Failure, read_reward
 from rlbridge.gym.servers import make_servers
 from rlbridge.gym.stats import Stats
 from rlbridge.gym.transport import Transport, open_transport
@@ -32,28 +33,42 @@ class Runtime:
         self._single_flight = config.single_flight
         self._transport = transport
         self._cache = cache
-        self._flights: Flights[Reward] = Flights()
+        self._flights = Flights[Reward]()
         self._stats = stats
 
-    async def once(self, key: bytes, ask: Callable[[], Awaitable[Reward]]) -> Reward:
+    async def ask(self, call: Call, read: Reader = read_reward) -> Reward:
+        """The reward that a fresh request brings, or why it brings none."""
+        began = monotonic()
+        outcome = await self.caller.call(call, read)
+        if type(outcome) is Failure:
+            return outcome.invalid(call.attempts, monotonic() - began)
+        return outcome  # type: ignore[no-any-return]
+
+    async def once(self, key: bytes, call: Call) -> Reward:
         """The kept reward, that of an equal question under way, or a fresh one."""
         cache = self._cache
         if cache is not None:
             kept = await cache.get(key)
             if kept is not None:
                 self._stats.cache_hits += 1
-                return replace(kept, attempts=0, latency_s=0.0, from_cache=True)
+                return replace(kept, attempts=0, from_cache=True)
         if not self._single_flight:
-            return self._keep(key, await ask())
-        reward, shared = await self._flights.share(key, ask)
-        if shared:
-            self._stats.shared += 1
-            return replace(reward, attempts=0, from_cache=True)
-        return self._keep(key, reward)
-
-    def _keep(self, key: bytes, reward: Reward) -> Reward:
-        if self._cache is not None and isinstance(reward, ValidReward):
-            self._cache.put(key, reward)
+            reward = await self.ask(call)
+        else:
+            flights = self._flights
+            while flights.busy(key):
+                shared = await flights.join(key)
+                if shared is not None:
+                    self._stats.shared += 1
+                    return replace(shared, attempts=0, from_cache=True)
+            flights.start(key)
+            answer: Reward | None = None
+            try:
+                reward = answer = await self.ask(call)
+            finally:
+                flights.land(key, answer)
+        if cache is not None and reward.valid:
+            cache.put(key, reward)
         return reward
 
     async def aclose(self) -> None:

@@ -1,6 +1,7 @@
 """One rollout's session: seed, tools, verify, all at one server and with one cookie jar."""
 
 from collections.abc import Mapping
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
@@ -9,7 +10,7 @@ from rlbridge.contracts.reward import FailureClass, Reward
 from rlbridge.contracts.wire import ROUTE_SEED, ROUTE_VERIFY
 from rlbridge.errors import ContractError
 from rlbridge.gym.bodies import row_body, to_json, verify_body
-from rlbridge.gym.calls import JSON_HEADERS, Call, Reader
+from rlbridge.gym.calls import Call, Reader
 from rlbridge.gym.cookies import Jar
 from rlbridge.gym.failures import gym_error
 from rlbridge.gym.replies import Failure, Reply, read_json, read_object, read_reward
@@ -49,7 +50,7 @@ class GymSession:
             GymError: the server can't or won't; the branch says why.
         """
         caller = self._client.runtime().caller
-        self._server = least_loaded(caller.servers, caller.time)
+        self._server = least_loaded(caller.servers, monotonic)
         body = to_json(row_body(self._row, self._config.unknown_params))
         await self._call(self._made(ROUTE_SEED, "seed_session", body), read_object)
         self._epoch = self._server.epoch
@@ -95,10 +96,8 @@ class GymSession:
         )
 
     def _made(self, route: str, label: str, body: bytes, *, retried: bool = True) -> Call:
-        headers = JSON_HEADERS
         cookie = self._jar.header
-        if cookie:
-            headers = {**JSON_HEADERS, "Cookie": cookie}
+        headers = {"Cookie": cookie} if cookie else None
         timeout_s = self._config.verify_timeout_s
         return Call(route, label, body, timeout_s, retried, self._server, headers)
 

@@ -1,8 +1,8 @@
 """The seam between the client and an HTTP library: one method in, one `Reply` out.
 
-A transport sends one request and reads the whole answer. It knows nothing of retries, deadlines
-(the caller sets one around it), cookies or rewards, follows no redirect and keeps no cookie.
-What its library raises leaves it as a `TransportError`.
+A transport sends one request and reads the whole answer before a deadline. It knows nothing of
+retries, sessions or rewards, follows no redirect and keeps no cookie. What its library raises
+leaves it as a `TransportError`, or a `TimeoutError` for the deadline.
 """
 
 import asyncio
@@ -43,12 +43,20 @@ class Transport(Protocol):
     """What an HTTP library has to do for the client."""
 
     async def send(
-        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]
+        self,
+        method: str,
+        url: str,
+        body: bytes | None,
+        headers: Mapping[str, str] | None,
+        timeout_s: float,
     ) -> Reply:
-        """Send one request and read the whole answer.
+        """Send one request and read the whole answer, connecting included, in `timeout_s`.
+
+        `headers` are sent beside those of `request_headers`.
 
         Raises:
-            TransportError: there is no whole answer.
+            TimeoutError: there was no whole answer by then.
+            TransportError: there will be none.
         """
         ...
 
@@ -59,6 +67,17 @@ class Transport(Protocol):
     def abandon(self) -> None:
         """Let go without a loop: the one that the connections belong to is gone or not ours."""
         ...
+
+
+def request_headers(config: GymConfig) -> dict[str, str]:
+    """Headers of every request; those of the config win."""
+    return {
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",  # short replies, near servers: compression costs more
+        "User-Agent": "rlbridge",
+        **{name: value.get_secret_value() for name, value in config.headers.items()},
+    }
 
 
 def is_refused(error: BaseException | None) -> bool:
