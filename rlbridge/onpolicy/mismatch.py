@@ -110,21 +110,30 @@ def raw_weights(of: Mismatch, level: Level = "token") -> Array:
 
 
 def truncated_weights(
-    of: Mismatch, upper: float, *, lower: float | None = None, level: Level = "token"
+    of: Mismatch, upper: float, *, lower: float = 0.0, level: Level = "token"
 ) -> Array:
-    """Importance weights kept in bounds, [b, t], 0 where masked.
+    """Importance weights clamped to [lower, upper], [b, t], 0 where masked.
 
-    Without `lower`: min(w, upper), truncated importance sampling (verl's float threshold,
-    NeMo-RL's `tis`). With it: 0 outside [lower, upper], IcePop (verl's "lower_upper", NeMo-RL's
-    `icepop`).
+    Truncated importance sampling: verl's `rollout_is_threshold` as a number, NeMo-RL's `tis`
+    (with `truncated_importance_sampling_ratio_min` as `lower`).
+
+    Raises:
+        ContractError: bounds that are not 0 <= lower <= upper, 0 < upper.
+    """
+    _check_bounds(lower or None, upper)
+    return np.where(of.mask, np.clip(raw_weights(of, level), lower, upper), 0.0)
+
+
+def bounded_weights(of: Mismatch, lower: float, upper: float, *, level: Level = "token") -> Array:
+    """Importance weights, 0 outside [lower, upper]; [b, t], 0 where masked.
+
+    IcePop: verl's `rollout_is_threshold` as "lower_upper", NeMo-RL's `icepop`.
 
     Raises:
         ContractError: bounds that are not 0 < lower <= upper.
     """
     _check_bounds(lower, upper)
     weights = raw_weights(of, level)
-    if lower is None:
-        return np.minimum(weights, upper)
     return np.where((weights >= lower) & (weights <= upper), weights, 0.0)
 
 
