@@ -86,21 +86,14 @@ def _worker(name: str, url: str, concurrency: int) -> Iterator["subprocess.Popen
 
 
 async def hold_in_flight(url: str) -> dict[str, float]:
-    """16,384 verifies out at once against a slow stub: peak, memory before and at the peak."""
+    """16,384 verifies out at once against a slow stub: memory before and at the peak."""
     config = GymConfig(url=url, max_concurrency=IN_FLIGHT, verify_timeout_s=120)
     before_mb = rss_mb()
-    peak = 0
     async with GymClient(config) as gym:
-        todo = asyncio.ensure_future(
-            gym.verify_batch([(ROW, text(index)) for index in range(IN_FLIGHT)])
-        )
-        while not todo.done():
-            await asyncio.sleep(0.05)
-            peak = max(peak, gym.stats.in_flight)
-        rewards = await todo
+        rewards = await gym.verify_batch([(ROW, text(index)) for index in range(IN_FLIGHT)])
     valid = sum(reward.valid for reward in rewards)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"peak": peak, "valid": valid, "before_mb": before_mb, "rss_mb": peak_mb}
+    return {"valid": valid, "before_mb": before_mb, "rss_mb": peak_mb}
 
 
 def rss_mb() -> float:
@@ -114,21 +107,23 @@ def in_flight(delay_s: float) -> dict[str, float]:
     with running_stub(delay_s) as url:
         command = [sys.executable, "-m", "benchmarks.gym_client", "--hold", "--url", url]
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-    return dict(json.loads(done.stdout))
+        peak = counts(url)["peak"]
+    return {**json.loads(done.stdout), "peak": peak}
 
 
 async def upstream_share(url: str, groups: int = 64) -> float:
     """Requests the server saw for groups of 8 equal responses, cache on, by verifies asked."""
-    before = _served(url)
+    before = counts(url)["served"]
     async with GymClient(url=url, cache="memory") as gym:
         pairs = [(ROW, text(-1 - group)) for group in range(groups) for _ in range(8)]
         await gym.verify_batch(pairs)
-    return (_served(url) - before) / len(pairs)
+    return (counts(url)["served"] - before) / len(pairs)
 
 
-def _served(url: str) -> int:
-    with urllib.request.urlopen(f"{url}/served", timeout=10) as answer:  # noqa: S310 (our own stub)
-        return int(answer.read())
+def counts(url: str) -> dict[str, int]:
+    """What the stub saw: requests served, and the most it held at once."""
+    with urllib.request.urlopen(f"{url}/counts", timeout=10) as answer:  # noqa: S310 (our own)
+        return dict(json.loads(answer.read()))
 
 
 def measure(*, quick: bool) -> dict[str, dict[str, float]]:
@@ -137,13 +132,15 @@ def measure(*, quick: bool) -> dict[str, dict[str, float]]:
     turns = 3 if quick else 7
     with running_stub() as url:
         for level in LEVELS:
-            requests = max(2048, level) if quick else max(8192, 2 * level)
+            requests = max(1536, level) if quick else max(8192, 2 * level)
             names = ["floor", "ours"] if quick else ["floor", "ours", "ours_unbounded", "wrapper"]
-            cpu[str(level)] = cpu_us(url, names, level, requests, turns)
-        for level, requests in ((64, 256),) if quick else ((64, 1024), (512, 1024)):
+            cpu[str(level)] = cpu_us(
+                url, names, level, requests, 2 if quick and level > 512 else turns
+            )
+        for level, requests in ((64, 128),) if quick else ((64, 1024), (512, 1024)):
             cpu[str(level)] |= cpu_us(url, ["wrapper", "httpx"], level, requests, 1)
         share = asyncio.run(upstream_share(url))
-    held = in_flight(4.0 if quick else 20.0)
+    held = in_flight(11.0 if quick else 25.0)
     return {**cpu, "held": held, "cache": {"upstream_share": share}}
 
 

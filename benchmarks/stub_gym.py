@@ -47,6 +47,8 @@ class Stub(asyncio.Protocol):
 
     answer = answer()
     served = 0
+    pending = 0
+    peak = 0
 
     def __init__(self, delay_s: float) -> None:
         self._delay_s = delay_s
@@ -69,16 +71,21 @@ class Stub(asyncio.Protocol):
             if len(rest) < length:
                 return
             self._buffer = rest[length:]
-            Stub.served += 1
-            reply = self.answer
-            if head.startswith(b"GET /served"):
-                body = str(Stub.served - 1).encode()
-                reply = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
-                Stub.served -= 1
-            elif self._delay_s:
-                asyncio.get_running_loop().call_later(self._delay_s, self._send, reply)
+            if head.startswith(b"GET /counts"):
+                counts = orjson.dumps({"served": Stub.served, "peak": Stub.peak})
+                self._send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(counts) + counts)
                 continue
-            self._send(reply)
+            Stub.served += 1
+            if self._delay_s:
+                Stub.pending += 1
+                Stub.peak = max(Stub.peak, Stub.pending)
+                asyncio.get_running_loop().call_later(self._delay_s, self._send_late)
+            else:
+                self._send(self.answer)
+
+    def _send_late(self) -> None:
+        Stub.pending -= 1
+        self._send(self.answer)
 
     def _send(self, reply: bytes) -> None:
         if not self._transport.is_closing():

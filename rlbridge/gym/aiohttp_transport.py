@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 from multidict import CIMultiDict
@@ -25,6 +25,23 @@ _not_ours: Final[list[object]] = []
 _URLS_KEPT: Final = 4096
 
 
+# More connections opened at once take longer than a connect deadline to get through the loop.
+_OPENING_AT_ONCE: Final = 128
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Opens a bounded number of connections at once; any number may be open."""
+
+    def __init__(self, keepalive_s: float) -> None:
+        # No limit here: how many requests are out is the client's business.
+        super().__init__(limit=0, keepalive_timeout=keepalive_s, ttl_dns_cache=60)
+        self._opening = asyncio.Semaphore(_OPENING_AT_ONCE)
+
+    async def _create_connection(self, *request: Any) -> Any:
+        async with self._opening:
+            return await super()._create_connection(*request)
+
+
 class AiohttpTransport:
     """Sends by one aiohttp session; how many requests are in flight is the caller's business."""
 
@@ -35,9 +52,7 @@ class AiohttpTransport:
         # aiohttp's own deadline: asyncio.timeout() around it would cost a tenth of the request.
         self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
         self._connect_timeout_s = config.connect_timeout_s
-        self._connector = aiohttp.TCPConnector(
-            limit=0, keepalive_timeout=config.keepalive_s, ttl_dns_cache=60
-        )
+        self._connector = _Connector(config.keepalive_s)
         self._session = aiohttp.ClientSession(
             connector=self._connector,
             cookie_jar=aiohttp.DummyCookieJar(),
