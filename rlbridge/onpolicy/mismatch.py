@@ -26,6 +26,7 @@ Estimator = Literal["k1", "k2", "k3"]
 
 # verl clamps log ratios before exp: exp(20) is 485 million.
 SAFETY_BOUND = 20.0
+_LOG_MAX = 700.0  # exp of more overflows float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def token_kl(log_ratio: Array, estimator: Estimator) -> Array:
     if estimator == "k2":
         return 0.5 * log_ratio**2
     # expm1 keeps the digits that exp(x) - 1 - x loses for small x.
-    return np.expm1(log_ratio) - log_ratio
+    return np.expm1(np.minimum(log_ratio, _LOG_MAX)) - log_ratio
 
 
 def raw_weights(of: Mismatch, level: Level = "token") -> Array:
@@ -212,7 +213,7 @@ def multiplicative_error(of: Mismatch) -> Array:
     all tokens at once it is `token_mult_prob_error`.
     """
     rows = of.mask.any(axis=-1)
-    error = _row_mean(np.exp(np.abs(of.log_ratio)), of.mask)
+    error = _row_mean(_error(of), of.mask)
     return np.where(rows, error, np.nan)
 
 
@@ -243,9 +244,13 @@ def report(of: Mismatch, *, upper: float = 2.0, level: Level = "token") -> dict[
         "chi2_token": _mean(raw_weights(of) ** 2, m) - 1.0,
         "chi2_seq": np.exp(2.0 * sums).mean() - 1.0,
         "ppl_ratio": np.exp(gaps).mean(),
-        "mult_prob_error": _mean(np.exp(np.abs(of.log_ratio)), m),
+        "mult_prob_error": _mean(_error(of), m),
     }
     return {name: float(value) for name, value in figures.items()}
+
+
+def _error(of: Mismatch) -> Array:
+    return np.asarray(np.exp(np.minimum(np.abs(of.log_ratio), _LOG_MAX)))
 
 
 def _mean(values: Array, mask: Mask) -> float:
