@@ -90,7 +90,7 @@ def token_kl(log_ratio: Array, estimator: Estimator) -> Array:
     if estimator == "k2":
         return 0.5 * log_ratio**2
     # expm1 keeps the digits that exp(x) - 1 - x loses for small x.
-    return np.expm1(np.minimum(log_ratio, _LOG_MAX)) - log_ratio
+    return np.asarray(np.expm1(np.minimum(log_ratio, _LOG_MAX)) - log_ratio)
 
 
 def raw_weights(of: Mismatch, level: Level = "token") -> Array:
