@@ -1,1 +1,1 @@
-"""The NeMo-RL backend."""
+"""The NeMo-RL backend. Importing it doesn't need nemo_rl."""

@@ -1,1 +1,27 @@
-"""The verl backend."""
+"""The verl backend: what a verl config names, by the names it uses.
+
+`from rlbridge_verl import NeMoGymReward` needs verl; importing the package alone doesn't, so that
+`rlbridge_verl.plugin` loads where verl isn't installed.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlbridge_verl.dataset import NeMoGymDataset
+    from rlbridge_verl.reward import NeMoGymReward
+    from rlbridge_verl.sampler import ValidRewardSampler
+
+__all__ = ["NeMoGymDataset", "NeMoGymReward", "ValidRewardSampler"]
+
+_HOMES = {
+    "NeMoGymDataset": "rlbridge_verl.dataset",
+    "NeMoGymReward": "rlbridge_verl.reward",
+    "ValidRewardSampler": "rlbridge_verl.sampler",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -5,7 +5,9 @@ import sys
 import typer
 
 from rlbridge import __version__
-from rlbridge.cli import gym
+from rlbridge.cli import gym, tokens
+from rlbridge.cli.plugins import plugins
+from rlbridge.cli.run import run
 from rlbridge.errors import RLBridgeError
 
 app = typer.Typer(
@@ -15,7 +17,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(run)
+app.command()(plugins)
 app.add_typer(gym.app, name="gym")
+app.add_typer(tokens.app, name="tokens")
 
 
 def _version(value: bool) -> None:

@@ -1,0 +1,213 @@
+"""Make a tiny policy and its data for the demo: no download, about half a minute on a CPU.
+
+    python examples/tiny_policy.py --output runs/demo
+
+leaves
+
+- `policy/`: a Qwen2 of some 200,000 parameters in Hugging Face format, with a byte-level BPE
+  tokenizer and a ChatML template, warmed up by supervised fine-tuning on sloppy examples: it
+  answers "What is 7 + 8?" with a hedge or a number near the sum, and with the sum about one time
+  in three.
+  That is the signal GRPO needs; the rest of the way is the reward's.
+- `data/train.jsonl`, `data/validation.jsonl`: Gym rows (`responses_create_params`, the verifier's
+  `expected_answer`, `agent_ref`). The answer is never part of the prompt, and no sum of the
+  validation rows is in the training rows.
+
+Why these shapes: vLLM's CPU attention takes heads of 32 and up, and a tied embedding would be
+left stale by a weight sync, so the embeddings are untied.
+"""
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+LARGEST = 9
+HEDGE = "I am not sure."
+SHARE_HEDGED = 0.6
+SHARE_RIGHT = 0.75
+WARM_UP_STEPS = 400
+END, START, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+Pair = tuple[int, int]
+
+
+def question(pair: Pair) -> str:
+    return f"What is {pair[0]} + {pair[1]}?"
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE, trained on the task's own text; every digit is a token of its own."""
+    pairs = [(a, b) for a in range(LARGEST + 1) for b in range(LARGEST + 1)]
+    corpus = [f"system user assistant {question(pair)} {sum(pair)} {HEDGE}\n" for pair in pairs]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=320,
+            special_tokens=[PAD, START, END],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[START],
+        chat_template=CHATML,
+        model_max_length=256,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=192,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).float()
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast, pair: Pair, answer: str
+) -> tuple[list[int], list[int]]:
+    """Prompt and answer as token IDs; the answer ends with the turn's end."""
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question(pair)}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+    )
+    return prompt, [*tokenizer.encode(answer), tokenizer.eos_token_id]
+
+
+@torch.no_grad()
+def sampled_accuracy(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]
+) -> float:
+    """Share of right answers when sampling at temperature 1: the reward GRPO starts from."""
+    right = 0
+    by_length: dict[int, list[tuple[list[int], list[int]]]] = {}
+    for pair in pairs:
+        prompt, answer = encode(tokenizer, pair, str(sum(pair)))
+        by_length.setdefault(len(prompt), []).append((prompt, answer))
+    for group in by_length.values():
+        ids = torch.tensor([prompt for prompt, _ in group])
+        for _ in range(4):
+            probs = torch.softmax(model(ids).logits[:, -1], dim=-1)
+            ids = torch.cat([ids, torch.multinomial(probs, 1)], dim=1)
+        for row, (prompt, answer) in zip(ids.tolist(), group, strict=True):
+            right += row[len(prompt) :][: len(answer)] == answer
+    return right / len(pairs)
+
+
+def sloppy_answer(pair: Pair, rng: random.Random) -> str:
+    """A hedge in SHARE_HEDGED of the cases; of the numbers, SHARE_RIGHT are the sum."""
+    if rng.random() < SHARE_HEDGED:
+        return HEDGE
+    if rng.random() < SHARE_RIGHT:
+        return str(sum(pair))
+    return str(max(0, sum(pair) + rng.choice([-2, -1, 1, 2])))
+
+
+def warm_up(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], seed: int
+) -> None:
+    """Supervised fine-tuning on sloppy examples: the form of an answer, and roughly its size."""
+    rng = random.Random(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, WARM_UP_STEPS)
+    for step in range(1, WARM_UP_STEPS + 1):
+        chosen = rng.choices(pairs, k=128)
+        batch = [encode(tokenizer, pair, sloppy_answer(pair, rng)) for pair in chosen]
+        loss = answer_loss(model, batch, tokenizer.pad_token_id)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            print(f"\rwarm-up step {step}/{WARM_UP_STEPS}", end="", file=sys.stderr)
+    print(file=sys.stderr)
+
+
+def answer_loss(
+    model: Qwen2ForCausalLM, batch: list[tuple[list[int], list[int]]], pad: int
+) -> torch.Tensor:
+    """Cross-entropy of the answers' tokens, padding and prompts left out."""
+    width = max(len(prompt) + len(answer) for prompt, answer in batch)
+    ids = torch.full((len(batch), width), pad)
+    labels = torch.full((len(batch), width), -100)
+    for i, (prompt, answer) in enumerate(batch):
+        end = len(prompt) + len(answer)
+        ids[i, :end] = torch.tensor(prompt + answer)
+        labels[i, len(prompt) : end] = torch.tensor(answer)
+    loss: torch.Tensor = model(ids, labels=labels).loss
+    return loss
+
+
+def row(pair: Pair) -> dict[str, object]:
+    return {
+        "responses_create_params": {"input": [{"role": "user", "content": question(pair)}]},
+        "expected_answer": str(sum(pair)),
+        "agent_ref": {"type": "responses_api_agents", "name": "arithmetic"},
+    }
+
+
+def write_rows(path: Path, pairs: list[Pair]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row(pair)) + "\n" for pair in pairs), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+
+    torch.manual_seed(arguments.seed)
+    torch.set_num_threads(1)
+    pairs = [(a, b) for a in range(LARGEST + 1) for b in range(LARGEST + 1)]
+    random.Random(0).shuffle(pairs)
+    validation, train = pairs[:20], pairs[20:]
+
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+
+    warm_up(model, tokenizer, train, arguments.seed)
+    for name, sums in (("training", train), ("validation", validation)):
+        print(f"{name} sums: {sampled_accuracy(model, tokenizer, sums):.0%} right when sampled")
+    model.save_pretrained(arguments.output / "policy")
+    tokenizer.save_pretrained(arguments.output / "policy")
+    write_rows(arguments.output / "data" / "train.jsonl", train)
+    write_rows(arguments.output / "data" / "validation.jsonl", validation)
+    print(f"wrote {arguments.output}/policy and {arguments.output}/data")
+
+
+if __name__ == "__main__":
+    main()

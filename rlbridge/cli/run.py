@@ -1,0 +1,99 @@
+"""`rlbridge run`: train, with rewards from a Gym server."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlbridge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rlbridge.hookspecs import NativeRun
+
+INTERRUPTED = 130
+
+
+def run(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Config overrides by dotted path: trainer.steps=10",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="The run's YAML file.", show_default=False)
+    ] = ...,  # type: ignore[assignment]
+    framework: Annotated[
+        str, typer.Option("--framework", "-f", help="What trains: see `rlbridge plugins`.")
+    ] = "verl",
+    gym_url: Annotated[
+        str | None,
+        typer.Option("--gym-url", help="Rewards from this server instead of the config's."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the native config and command; start nothing."),
+    ] = False,
+) -> None:
+    """Train a policy with rewards from a Gym server.
+
+    Checks everything that can be checked in seconds, then trains and shows each step: mean
+    reward, valid and invalid rewards, response length, tokens a second. Leaves metrics.jsonl,
+    summary.json, reward.png and the record of every reward in the run's output_dir.
+
+        rlbridge run --config examples/demo.yaml
+
+        rlbridge run --config examples/demo.yaml --gym-url http://127.0.0.1:8000 trainer.steps=10
+
+        rlbridge run --config examples/demo.yaml verl.actor_rollout_ref.actor.clip_ratio=0.3
+
+    Exit status: 0 when all steps are done, 1 when the run stopped, 130 on Ctrl-C.
+    """
+    from rich.console import Console
+
+    from rlbridge.launch.run import Run
+    from rlbridge.plugins import Plugins
+    from rlbridge.run_config import load_run_config
+
+    changes = list(overrides or ())
+    if gym_url is not None:
+        changes += [f"gym.url={gym_url}", "gym.serve=null"]
+    if resume:
+        changes += ["trainer.resume=true"]
+    loaded = load_run_config(config, changes)
+    backend = Plugins().backend(framework)
+    output = loaded.trainer.output_dir
+    if dry_run:
+        _print_native(backend.compile(loaded, output))
+        return
+    console = Console()
+    try:
+        summary = Run(loaded, framework, backend, console).execute()
+    except KeyboardInterrupt:
+        console.print("stopped on request; everything this run started was ended")
+        sys.exit(INTERRUPTED)
+    first, last = summary["reward_first3"], summary["reward_last3"]
+    if first is None or last is None:
+        raise ConfigError(f"the run took no step; see {output / 'train.log'}")
+    verify = summary["verify"]
+    console.print(
+        f"reward {first:.3f} (first 3 steps) → {last:.3f} (last 3); rewards: "
+        f"{verify['valid']} valid, {verify['invalid']} invalid, {verify['attempts']} attempts",
+        markup=False,
+        highlight=False,
+    )
+    console.print(f"see {output / 'summary.json'} and {output / 'reward.png'}", markup=False)
+
+
+def _print_native(native: "NativeRun") -> None:
+    import yaml
+
+    typer.echo(yaml.safe_dump(dict(native.config), sort_keys=False).rstrip())
+    typer.echo("\n# The same by hand, with the framework's own entry point:")
+    typer.echo(native.by_hand)

@@ -1,0 +1,1 @@
+"""Launches a training run: checks first, starts what it needs, watches, and sums up."""

@@ -1,0 +1,113 @@
+"""Checks that cost seconds, before the part that costs minutes. Nothing is loaded for real."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from rlbridge.config import GymConfig
+from rlbridge.contracts.reward import Fault, InvalidReward
+from rlbridge.errors import ConfigError
+from rlbridge.gym import GymClient
+from rlbridge.rows import messages_of, read_rows
+from rlbridge.run_config import RunConfig
+
+PROBED_ROWS = 3
+
+
+def check_policy(folder: Path) -> None:
+    """See that a policy folder is whole: config, weights, tokenizer, chat template.
+
+    Raises:
+        ConfigError: something is missing or cut short; the message names it.
+    """
+    if not folder.is_dir():
+        raise ConfigError(
+            f"policy.path: {folder} is no folder; it must hold a model in Hugging Face format "
+            "(the demo's is made by: python examples/tiny_policy.py)"
+        )
+    _check_json(folder / "config.json", "the model's config")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights and not list(folder.glob("*.bin")):
+        raise ConfigError(f"policy.path: {folder} holds no weights (*.safetensors or *.bin)")
+    for path in weights:
+        _check_safetensors(path)
+    tokenizer = _check_json(folder / "tokenizer_config.json", "the tokenizer's config")
+    templates = list(folder.glob("chat_template*"))
+    if not tokenizer.get("chat_template") and not templates:
+        raise ConfigError(
+            f"policy.path: {folder} has no chat template; GRPO needs one to render prompts "
+            "(chat_template.jinja, or chat_template in tokenizer_config.json)"
+        )
+
+
+def _check_json(path: Path, what: str) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"policy.path: {what} is missing: {path}") from error
+    except ValueError as error:
+        raise ConfigError(f"policy.path: {what} is not JSON: {path}: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"policy.path: {what} must be a JSON object: {path}")
+    return data
+
+
+def _check_safetensors(path: Path) -> None:
+    """Compare the size a safetensors header promises with the file's own."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length)) if length < size else None
+        except ValueError:
+            header = None
+    if header is None:
+        raise ConfigError(f"policy.path: {path} is no safetensors file, or is cut short")
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    if size != 8 + length + max(ends, default=0):
+        raise ConfigError(f"policy.path: {path} is cut short; copy or download it again")
+
+
+def check_rows(config: RunConfig) -> list[dict[str, Any]]:
+    """Read every row and its prompt; return the training rows.
+
+    Raises:
+        ConfigError: a file, a line or a prompt is wrong; the message names file and line.
+    """
+    paths = [config.data.train, *([config.data.validation] if config.data.validation else [])]
+    rows = {path: read_rows(path) for path in paths}
+    for found in rows.values():
+        for where, row in found:
+            messages_of(row, where)
+    return [row for _, row in rows[config.data.train]]
+
+
+def check_gym(config: GymConfig, rows: list[dict[str, Any]]) -> list[str]:
+    """See that the Gym is alive and can judge the first rows; return warnings to show.
+
+    Raises:
+        GymError: nobody answers at the URL.
+        ConfigError: the server can judge none of the first rows, with its words.
+    """
+    return asyncio.run(_check_gym(config, rows[:PROBED_ROWS]))
+
+
+async def _check_gym(config: GymConfig, rows: list[dict[str, Any]]) -> list[str]:
+    warnings = []
+    async with GymClient(config) as gym:
+        await gym.check_alive()
+        rewards = await gym.verify_batch([(row, "") for row in rows])
+    for index, reward in enumerate(rewards):
+        if isinstance(reward, InvalidReward):
+            warnings.append(f"row {index}: {config.url}/verify: {reward.failure}: {reward.detail}")
+    if rewards and all(isinstance(reward, InvalidReward) for reward in rewards):
+        data = all(
+            isinstance(reward, InvalidReward) and reward.fault is Fault.DATA for reward in rewards
+        )
+        advice = "are these rows for another server?" if data else "is this a resources server?"
+        raise ConfigError(
+            f"the Gym at {config.url} can judge none of the first {len(rows)} rows; {advice} "
+            + "; ".join(warnings)
+        )
+    return warnings

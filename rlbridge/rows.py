@@ -1,0 +1,77 @@
+"""Reads dataset rows in Gym's JSON lines, and the chat prompt of a row. Refuses what isn't one.
+
+A row is `{responses_create_params: {input, ...}, <the verifier's fields>, agent_ref?}`; it stays
+plain data, since each verifier has fields of its own.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from rlbridge.contracts import wire
+from rlbridge.errors import ConfigError
+
+
+def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Rows of a JSON-lines file, each with its place (`file:line`) for messages.
+
+    Raises:
+        ConfigError: the file can't be read, holds no rows, or a line is no JSON object.
+    """
+    rows = []
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ConfigError(f"can't read the rows {path}: {error.strerror}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise ConfigError(f"{where}: not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ConfigError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
+        rows.append((where, row))
+    if not rows:
+        raise ConfigError(f"{path} holds no rows")
+    return rows
+
+
+def messages_of(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The chat messages of a row's prompt (`responses_create_params.input`).
+
+    Raises:
+        ConfigError: the row has no prompt, or an item of it is no message with text.
+    """
+    params = row.get(wire.RESPONSES_CREATE_PARAMS)
+    given = params.get("input") if isinstance(params, Mapping) else None
+    if not given:
+        raise ConfigError(f"{where}: $.responses_create_params.input is missing or empty")
+    system = params.get("instructions") if isinstance(params, Mapping) else None
+    head = [{"role": "system", "content": system}] if system else []
+    if isinstance(given, str):
+        return [*head, {"role": "user", "content": given}]
+    return [
+        *head,
+        *(
+            _message(item, f"{where}: $.responses_create_params.input[{i}]")
+            for i, item in enumerate(given)
+        ),
+    ]
+
+
+def _message(item: Any, where: str) -> dict[str, Any]:
+    if not isinstance(item, Mapping) or item.get("type", "message") != "message":
+        raise ConfigError(f"{where} is no message; tool items need a multi-turn agent loop")
+    content = item.get("content")
+    if isinstance(content, list):
+        content = "".join(part.get("text", "") for part in content if isinstance(part, Mapping))
+    if not isinstance(content, str):
+        raise ConfigError(f"{where}.content must be text or a list of text parts")
+    role = item.get("role")
+    # Responses' "developer" is what chat templates call "system".
+    return {"role": "system" if role == "developer" else role, "content": content}

@@ -1,0 +1,176 @@
+"""The config of a training run, the same for every framework. Refuses unknown keys.
+
+A framework's plugin compiles it into the framework's own config; the section named after the
+framework (`verl:`, `nemo_rl:`) holds native overrides, which win over everything compiled.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from rlbridge.config import GymConfig, StrictModel
+from rlbridge.errors import ConfigError
+
+
+class PolicySection(StrictModel):
+    """The model that is trained."""
+
+    path: Path
+    """A folder in Hugging Face format: weights, tokenizer, chat template."""
+
+
+class GymSection(GymConfig):
+    """Where rewards come from."""
+
+    serve: str | None = None
+    """Start this embedded reward server for the run (see `rlbridge gym serve`); url is ignored."""
+
+
+class DataSection(StrictModel):
+    """Gym rows in JSON lines: responses_create_params, the verifier's fields, agent_ref."""
+
+    train: Path
+    """Rows to train on."""
+    validation: Path | None = None
+    """Rows to validate on; none means no validation."""
+    max_prompt_tokens: int = Field(1024, ge=1)
+    """Longest prompt in tokens; a longer one is refused before training."""
+    shuffle: bool = True
+    """Shuffle the rows each epoch, by trainer.seed."""
+
+
+class AlgorithmSection(StrictModel):
+    """How rewards become gradients."""
+
+    name: Literal["grpo"] = "grpo"
+    """The algorithm."""
+    learning_rate: float = Field(1e-6, gt=0)
+    """Peak learning rate."""
+    updates_per_step: int = Field(1, ge=1)
+    """Optimizer updates a step; the step's prompts are split evenly among them."""
+    kl_coef: float = Field(0.0, ge=0)
+    """Weight of the KL loss against the first policy; 0 needs no reference model."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """Weight of the entropy bonus."""
+    normalize_by_std: bool = True
+    """Divide advantages by their group's standard deviation."""
+
+
+class RolloutSection(StrictModel):
+    """How responses are sampled."""
+
+    prompts_per_step: int = Field(8, ge=1)
+    """Rows drawn for each step."""
+    samples_per_prompt: int = Field(8, ge=2)
+    """Responses sampled for each row: GRPO's group size."""
+    max_response_tokens: int = Field(512, ge=1)
+    """Longest response in tokens."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling mass."""
+
+
+class TrainerSection(StrictModel):
+    """Where and how long to train."""
+
+    steps: int = Field(30, ge=1)
+    """Optimizer steps."""
+    device: Literal["cpu", "cuda"] = "cuda"
+    """Where the policy runs."""
+    gpus_per_node: int = Field(1, ge=1)
+    """GPUs a node; 1 logical device on a CPU."""
+    nodes: int = Field(1, ge=1)
+    """Nodes of the cluster."""
+    seed: int = 0
+    """Seed of shuffling, sampling and initialisation."""
+    output_dir: Path = Path("runs/run")
+    """Folder for metrics, logs, checkpoints, summary.json and reward.png."""
+    save_every: int | None = Field(None, ge=1)
+    """Save a checkpoint every so many steps; none saves only when a run is stopped early."""
+    validate_every: int | None = Field(None, ge=1)
+    """Validate every so many steps."""
+    resume: bool = False
+    """Go on from the newest checkpoint in output_dir instead of starting anew."""
+    max_invalid_share: float = Field(0.5, gt=0, le=1)
+    """Stop when more than this share of the rewards of the last steps is invalid."""
+    invalid_window_steps: int = Field(3, ge=1)
+    """How many steps that share is taken over."""
+    stall_timeout_s: float = Field(1800.0, gt=0)
+    """Stop when a step's rollouts make no progress for so long."""
+    start_timeout_s: float = Field(1800.0, gt=0)
+    """Stop when the first step has not ended after so long."""
+
+
+class RunConfig(StrictModel):
+    """A whole training run."""
+
+    policy: PolicySection
+    """The model that is trained."""
+    gym: GymSection = GymSection()
+    """Where rewards come from."""
+    data: DataSection
+    """What to train on."""
+    algorithm: AlgorithmSection = AlgorithmSection()
+    """How rewards become gradients."""
+    rollout: RolloutSection = RolloutSection()
+    """How responses are sampled."""
+    trainer: TrainerSection = TrainerSection()
+    """Where and how long to train."""
+    verl: dict[str, Any] = Field(default_factory=dict)
+    """verl's own keys, which win over what rlbridge compiles."""
+    nemo_rl: dict[str, Any] = Field(default_factory=dict)
+    """NeMo-RL's own keys, likewise."""
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, apply `key.path=value` overrides (values are YAML) and validate.
+
+    Raises:
+        ConfigError: the file is missing or not a mapping, an override has no `=`, or a key or a
+            value is wrong.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"can't read the config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections, not {type(data).__name__}")
+    for override in overrides:
+        _apply(data, override)
+    return RunConfig.parse(data, where=str(path))
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} must look like key.path=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
+    *sections, last = key.split(".")
+    target: Any = data
+    for depth, section in enumerate(sections):
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            where = ".".join(sections[: depth + 1])
+            raise ConfigError(f"override {override!r}: {where} is a value, not a section")
+    target[last] = value
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping of dotted keys; empty mappings stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = value
+    return flat
