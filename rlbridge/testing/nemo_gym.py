@@ -1,0 +1,93 @@
+"""Real NeMo Gym servers for tests: `with running_nemo_gym("mcqa") as url:`.
+
+nemo-gym wants Python 3.12 or later and brings Ray, so it lives in an environment of its own:
+`.venv-gym` under the working directory, or wherever RLBRIDGE_GYM_PYTHON points.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlbridge.errors import RunError
+
+# Module, class and further config of the servers that need nothing but themselves.
+SERVERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "mcqa": ("resources_servers.mcqa.app", "MCQAResourcesServer", {}),
+    "math_with_judge": (
+        "resources_servers.math_with_judge.app",
+        "LibraryJudgeMathResourcesServer",
+        {
+            "should_use_judge": False,
+            "judge_model_server": {"type": "responses_api_models", "name": "none"},
+            "judge_responses_create_params": {"input": []},
+        },
+    ),
+    "example_session_state_mgmt": (
+        "resources_servers.example_session_state_mgmt.app",
+        "StatefulCounterResourcesServer",
+        {},
+    ),
+    "example_single_tool_call": (
+        "resources_servers.example_single_tool_call.app",
+        "SimpleWeatherResourcesServer",
+        {},
+    ),
+    "workplace_assistant": (
+        "resources_servers.workplace_assistant.app",
+        "WorkbenchResourcesServer",
+        {},
+    ),
+}
+
+
+def nemo_gym_python() -> Path:
+    """The Python that has nemo-gym, whether or not it exists."""
+    return Path(os.environ.get("RLBRIDGE_GYM_PYTHON", ".venv-gym/bin/python")).absolute()
+
+
+def why_unavailable() -> str:
+    """Why no real server can be started, or empty."""
+    python = nemo_gym_python()
+    if python.exists():
+        return ""
+    return f"no nemo-gym at {python}; `make setup` builds it where Python 3.12+ is installed"
+
+
+@contextlib.contextmanager
+def running_nemo_gym(name: str) -> Iterator[str]:
+    """Base URL of the server `name` of `SERVERS`; its process is gone on leaving.
+
+    Raises:
+        RunError: it didn't start; with the end of what it said.
+    """
+    module, class_name, extra = SERVERS[name]
+    script = Path(__file__).with_name("serve_nemo_gym.py")
+    command = [str(nemo_gym_python()), str(script), module, class_name, name, json.dumps(extra)]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
+    ):
+        assert process.stdin is not None  # noqa: S101 (pipes were asked for)
+        assert process.stdout is not None  # noqa: S101
+        try:
+            port = next((line[5:] for line in process.stdout if line.startswith("PORT ")), "")
+            if not port:
+                errors.seek(0)
+                raise RunError(f"nemo-gym's {name} didn't start: {errors.read()[-2000:]}")
+            # What a server prints must not fill the pipe.
+            threading.Thread(target=process.stdout.read, daemon=True).start()
+            yield f"http://127.0.0.1:{int(port)}"
+        finally:
+            process.stdin.close()  # it watches for that
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()

@@ -1,0 +1,60 @@
+"""Serves one real NeMo Gym resources server by uvicorn alone; run by nemo-gym's own Python.
+
+Without Ray and without a head server, on 127.0.0.1 only. Prints its port when it listens, and
+stops when its standard input ends, so that it never outlives the tests.
+"""
+
+import asyncio
+import importlib
+import json
+import socket
+import sys
+import threading
+from typing import Any
+
+
+def build(module: str, class_name: str, name: str, port: int, extra: dict[str, Any]) -> Any:
+    """The server's app, as its own entry point would build it."""
+    config_types = importlib.import_module("nemo_gym.config_types")
+    server_utils = importlib.import_module("nemo_gym.server_utils")
+    omegaconf = importlib.import_module("omegaconf")
+    server_class = getattr(importlib.import_module(module), class_name)
+    config_class = server_class.model_fields["config"].annotation
+    fields = {"name": name, "host": "127.0.0.1", "port": port, "entrypoint": "app.py", **extra}
+    if "domain" in config_class.model_fields:
+        fields.setdefault("domain", "other")
+    client = server_utils.ServerClient(
+        head_server_config=config_types.BaseServerConfig(host="127.0.0.1", port=11000),
+        global_config_dict=omegaconf.OmegaConf.create({}),
+    )
+    server = server_class(config=config_class(**fields), server_client=client)
+    app = server.setup_webserver()
+    server.setup_liveness(app)
+    server.setup_exception_middleware(app)
+    return app
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    uvicorn = importlib.import_module("uvicorn")
+    module, class_name, name, extra = sys.argv[1:5]
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(256)
+    port = listener.getsockname()[1]
+    app = build(module, class_name, name, port, json.loads(extra))
+    config = uvicorn.Config(app, log_level="error", timeout_keep_alive=30)
+    server = uvicorn.Server(config)
+
+    def watch() -> None:
+        sys.stdin.read()
+        server.should_exit = True
+
+    threading.Thread(target=watch, daemon=True).start()
+    sys.stdout.write(f"PORT {port}\n")
+    sys.stdout.flush()
+    asyncio.run(server.serve(sockets=[listener]))
+
+
+if __name__ == "__main__":
+    main()
