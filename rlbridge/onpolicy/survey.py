@@ -60,8 +60,8 @@ def survey(rollouts: Iterable[Rollout], tokenizer: Tokenizer, *, ends: Iterable[
     """Compare every call with the earlier ones of its rollout.
 
     A call that goes on from any of them is clean, so branches and sub-agents are no drift as long
-    as their tokens are exact; so is a retry, which asks the same again; the first call of a sub-agent counts as drift from what it shares
-    most with.
+    as their tokens are exact. So is a retry, which asks the same again. The first call of a
+    sub-agent counts as drift from the call it shares most with.
     """
     ends, result = frozenset(ends), Survey()
     for rollout in rollouts:

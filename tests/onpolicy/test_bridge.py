@@ -1,5 +1,6 @@
 """The bridged prompt begins with what the engine had, and says what the template would say."""
 
+import copy
 import dataclasses
 import functools
 import string
@@ -25,6 +26,7 @@ from rlbridge.contracts.rollout import FinishReason, Turn
 from rlbridge.contracts.tokens import PromptSpan, Provenance, SampledSpan
 from rlbridge.onpolicy.bridge import Bridge, Bridged, Close, bridge_by_renderer
 from rlbridge.onpolicy.refusal import Refusal, RefusalReason
+from rlbridge.onpolicy.renderer import renderer_for
 from rlbridge.onpolicy.template import DUMMY_TOOLS, HISTORIES, NEW_MESSAGES
 
 
@@ -288,3 +290,26 @@ def test_a_bridged_prompt_begins_with_the_last_and_reads_like_the_templates_own(
         if defined:
             assert tokenizer.decode(done.prompt.token_ids.tolist()) == same
         prompt, start = done.prompt, own
+
+
+def test_a_renderer_is_found_only_for_a_listed_model_that_writes_the_same() -> None:
+    pytest.importorskip("renderers")
+    tags = ("<tool_response>", "</tool_response>")
+    listed = copy.deepcopy(byte_bpe(dataclasses.replace(THINK, specials=(*THINK.specials, *tags))))
+    assert renderer_for(listed) is None  # its name is no published one
+    listed.name_or_path = "Qwen/Qwen3-8B"
+    found = renderer_for(listed)
+    assert type(found).__name__ == "Qwen3Renderer"
+    tokenizer_end = encoded(listed, "ok<|im_end|>")
+    prompt = encoded(listed, text_of(listed, [{"role": "user", "content": "one"}]))
+    done = Bridge(listed, renderer=found).next_prompt(
+        call(prompt, tokenizer_end), [{"role": "tool", "content": "two"}]
+    )
+    assert isinstance(done, Bridged)
+    known = prompt + tokenizer_end
+    assert done.prompt.token_ids[: len(known)].tolist() == known
+    listed.chat_template = CHATML.template.replace("assistant\\n", "helper\\n")
+    assert renderer_for(listed) is None  # another template under the same name
+    foreign = copy.deepcopy(byte_bpe(HEADERS))
+    foreign.name_or_path = "Qwen/Qwen3-8B"
+    assert renderer_for(foreign) is None  # another vocabulary
