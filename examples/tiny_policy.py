@@ -30,8 +30,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 LARGEST = 9
 HEDGE = "I am not sure."
 SHARE_HEDGED = 0.6
-SHARE_RIGHT = 0.75
-WARM_UP_STEPS = 400
+SHARE_RIGHT = 0.9
+WARM_UP_STEPS = 800
 END, START, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -94,28 +94,36 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     ).float()
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerFast, pair: Pair, answer: str
-) -> tuple[list[int], list[int]]:
-    """Prompt and answer as token IDs; the answer ends with the turn's end."""
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question(pair)}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=False,
-    )
-    return prompt, [*tokenizer.encode(answer), tokenizer.eos_token_id]
+class Encoder:
+    """Prompts and answers as token IDs, each rendered once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self._prompts: dict[Pair, list[int]] = {}
+        self._answers: dict[str, list[int]] = {}
+
+    def __call__(self, pair: Pair, answer: str) -> tuple[list[int], list[int]]:
+        """Token IDs of the prompt and of the answer with the turn's end."""
+        if pair not in self._prompts:
+            self._prompts[pair] = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": question(pair)}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+            )
+        if answer not in self._answers:
+            ids = self.tokenizer.encode(answer)
+            self._answers[answer] = [*ids, self.tokenizer.eos_token_id]
+        return self._prompts[pair], self._answers[answer]
 
 
 @torch.no_grad()
-def sampled_accuracy(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]
-) -> float:
+def sampled_accuracy(model: Qwen2ForCausalLM, encode: Encoder, pairs: list[Pair]) -> float:
     """Share of right answers when sampling at temperature 1: the reward GRPO starts from."""
     right = 0
     by_length: dict[int, list[tuple[list[int], list[int]]]] = {}
     for pair in pairs:
-        prompt, answer = encode(tokenizer, pair, str(sum(pair)))
+        prompt, answer = encode(pair, str(sum(pair)))
         by_length.setdefault(len(prompt), []).append((prompt, answer))
     for group in by_length.values():
         ids = torch.tensor([prompt for prompt, _ in group])
@@ -137,22 +145,22 @@ def sloppy_answer(pair: Pair, rng: random.Random) -> str:
 
 
 def warm_up(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], seed: int
+    model: Qwen2ForCausalLM, encode: Encoder, pairs: list[Pair], steps: int, seed: int
 ) -> None:
     """Supervised fine-tuning on sloppy examples: the form of an answer, and roughly its size."""
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, WARM_UP_STEPS)
-    for step in range(1, WARM_UP_STEPS + 1):
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
+    for step in range(1, steps + 1):
         chosen = rng.choices(pairs, k=128)
-        batch = [encode(tokenizer, pair, sloppy_answer(pair, rng)) for pair in chosen]
-        loss = answer_loss(model, batch, tokenizer.pad_token_id)
+        batch = [encode(pair, sloppy_answer(pair, rng)) for pair in chosen]
+        loss = answer_loss(model, batch, encode.tokenizer.pad_token_id)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if step % 50 == 0:
-            print(f"\rwarm-up step {step}/{WARM_UP_STEPS}", end="", file=sys.stderr)
+            print(f"\rwarm-up step {step}/{steps}", end="", file=sys.stderr)
     print(file=sys.stderr)
 
 
@@ -188,6 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--warm-up-steps", type=int, default=WARM_UP_STEPS)
     arguments = parser.parse_args()
 
     torch.manual_seed(arguments.seed)
@@ -199,9 +208,10 @@ def main() -> None:
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
 
-    warm_up(model, tokenizer, train, arguments.seed)
+    encode = Encoder(tokenizer)
+    warm_up(model, encode, train, arguments.warm_up_steps, arguments.seed)
     for name, sums in (("training", train), ("validation", validation)):
-        print(f"{name} sums: {sampled_accuracy(model, tokenizer, sums):.0%} right when sampled")
+        print(f"{name} sums: {sampled_accuracy(model, encode, sums):.0%} right when sampled")
     model.save_pretrained(arguments.output / "policy")
     tokenizer.save_pretrained(arguments.output / "policy")
     write_rows(arguments.output / "data" / "train.jsonl", train)

@@ -46,6 +46,7 @@ class RewardLedger:
             "sample": sample,
             "attempts": reward.attempts,
             "latency_s": round(reward.latency_s, 6),
+            "shared": reward.from_cache,
             "valid": reward.valid,
         }
         if isinstance(reward, ValidReward):
@@ -68,6 +69,9 @@ class LedgerTotals:
     """Sums over the lines read so far."""
 
     attempts: int = 0
+    """Requests sent to /verify."""
+    shared: int = 0
+    """Rewards taken from an equal response's answer instead of a request of their own."""
     valid: int = 0
     invalid: int = 0
     failures: Counter[str] = field(default_factory=Counter)
@@ -100,6 +104,7 @@ class LedgerReader:
     def _add(self, line: dict[str, Any]) -> None:
         totals = self.totals
         totals.attempts += line["attempts"]
+        totals.shared += line["shared"]
         if line["valid"]:
             totals.valid += 1
         else:

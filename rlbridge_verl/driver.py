@@ -9,6 +9,7 @@ to `events.jsonl` in RLBRIDGE_RUN_DIR for whoever watches.
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,15 @@ def train(config: Any) -> None:
 
     config.transfer_queue.enable = True
     OmegaConf.resolve(config)
-    transfer_queue.init(config.transfer_queue)
-    note("queue_ready")
+    trainer_class = get_trainer_cls(config.trainer.v1.trainer_mode)
     try:
-        trainer = get_trainer_cls(config.trainer.v1.trainer_mode)(config=config)
-        trainer.init()
+        with ThreadPoolExecutor(1) as pool:
+            # The queue's two processes import while the trainer's do; sync trainers need it only
+            # once rollouts start.
+            queue = pool.submit(transfer_queue.init, config.transfer_queue)
+            trainer = trainer_class(config=config)
+            trainer.init()
+            queue.result()
         note("workers_ready")
         custom = config.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class")
         manager_class = (

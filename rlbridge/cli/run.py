@@ -84,9 +84,11 @@ def run(
     verify = summary["verify"]
     console.print(
         f"reward {first:.3f} (first 3 steps) → {last:.3f} (last 3); rewards: "
-        f"{verify['valid']} valid, {verify['invalid']} invalid, {verify['attempts']} attempts",
+        f"{verify['valid']} valid, {verify['invalid']} invalid; {verify['attempts']} requests sent, "
+        f"{verify['shared']} shared by equal responses",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
     console.print(f"see {output / 'summary.json'} and {output / 'reward.png'}", markup=False)
 

@@ -16,8 +16,7 @@ SHOWN_STEPS = 12
 PHASES = {
     "started": "importing the framework",
     "imported": "starting Ray",
-    "ray_ready": "starting the data queue",
-    "queue_ready": "loading the policy into trainer and engine",
+    "ray_ready": "loading the policy into trainer and engine",
     "workers_ready": "connecting rollouts",
     "training": "training",
     "ending": "shutting down",
@@ -62,7 +61,7 @@ class Screen:
         """Show a remark (a masked row, say) and keep the last few in view."""
         self._notes.append(text)
         if not self._console.is_terminal:
-            self._console.print(text, markup=False, highlight=False)
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, fresh: list[StepRow], progress: Progress, elapsed_s: float) -> None:
         """Redraw after a poll."""
@@ -73,9 +72,13 @@ class Screen:
         phase = _phase(progress)
         if phase != self._phase:
             self._phase = phase
-            self._console.print(f"[{elapsed_s:6.1f} s] {phase}", markup=False, highlight=False)
+            self._console.print(
+                f"[{elapsed_s:6.1f} s] {phase}", markup=False, highlight=False, soft_wrap=True
+            )
         for row in fresh:
-            self._console.print(_line(row, self._total), markup=False, highlight=False)
+            self._console.print(
+                _line(row, self._total), markup=False, highlight=False, soft_wrap=True
+            )
 
     def _view(self, progress: Progress, elapsed_s: float) -> Group:
         done = len(progress.steps)

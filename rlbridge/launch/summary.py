@@ -31,6 +31,7 @@ def summarize(progress: Progress, peak_rss_mb: float) -> dict[str, Any]:
         "peak_rss_mb": round(peak_rss_mb),
         "verify": {
             "attempts": totals.attempts,
+            "shared": totals.shared,
             "valid": totals.valid,
             "invalid": totals.invalid,
             "invalid_by_class": dict(totals.failures),

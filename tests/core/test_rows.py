@@ -1,0 +1,49 @@
+"""Rows of Gym JSON lines: read with their place, refused by line and path."""
+
+from pathlib import Path
+
+import pytest
+
+from rlbridge.errors import ConfigError
+from rlbridge.rows import messages_of, read_rows
+
+
+def test_rows_carry_their_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": 2}\n')
+    assert [where.rpartition(":")[2] for where, _ in read_rows(path)] == ["1", "3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("{", r"rows.jsonl:1: not JSON"), ("[1]", "JSON object"), ("", "no rows")]
+)
+def test_a_bad_file_is_refused_by_line(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_rows(path)
+
+
+def test_a_prompt_may_be_text_messages_or_parts() -> None:
+    def prompt(**params: object) -> list[dict[str, object]]:
+        return messages_of({"responses_create_params": params}, "row 0")
+
+    assert prompt(input="hi") == [{"role": "user", "content": "hi"}]
+    parts = [{"role": "developer", "content": [{"type": "input_text", "text": "be brief"}]}]
+    assert prompt(input=parts) == [{"role": "system", "content": "be brief"}]
+    both = prompt(input="hi", instructions="be brief")
+    assert [message["role"] for message in both] == ["system", "user"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {},
+        {"responses_create_params": {"input": []}},
+        {"responses_create_params": {"input": [{"role": "user", "content": None}]}},
+        {"responses_create_params": {"input": [{"type": "function_call", "name": "f"}]}},
+    ],
+)
+def test_a_row_without_a_chat_prompt_is_refused_by_path(row: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"row 0: \$\.responses_create_params\.input"):
+        messages_of(row, "row 0")

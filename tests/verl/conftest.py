@@ -1,0 +1,165 @@
+"""Real training runs: a tiny policy, the `rlbridge` command, and Gym servers as processes."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+import pytest
+
+TINY = [
+    "trainer.device=cpu",
+    "data.max_prompt_tokens=64",
+    "rollout.prompts_per_step=4",
+    "rollout.samples_per_prompt=4",
+    "rollout.max_response_tokens=8",
+    "algorithm.learning_rate=1e-4",
+]
+GROUP = 4
+A_STEP = 16
+RUN_TIMEOUT_S = 900
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `policy/` and `data/`; hardly warmed up, since nobody looks at its answers."""
+    folder = tmp_path_factory.mktemp("tiny")
+    command = [sys.executable, "examples/tiny_policy.py", "--output", str(folder)]
+    subprocess.run([*command, "--warm-up-steps", "30"], check=True, timeout=300)
+    return folder
+
+
+class TrainingRun:
+    """`rlbridge run` as a user starts it, in the background."""
+
+    def __init__(self, folder: Path, tiny: Path, *arguments: str) -> None:
+        self.output = folder / "out"
+        config = folder / "run.yaml"
+        data = {"policy": {"path": str(tiny / "policy")}, "data": {"train": str(folder / "rows")}}
+        config.write_text(json.dumps(data))
+        self._log = (folder / "screen.txt").open("ab")
+        self._screen = folder / "screen.txt"
+        command = [sys.executable, "-m", "rlbridge", "run", "--config", str(config)]
+        overrides = [*TINY, f"trainer.output_dir={self.output}", *arguments]
+        self.process = subprocess.Popen(
+            [*command, *overrides], stdout=self._log, stderr=subprocess.STDOUT
+        )
+        self._family: dict[int, psutil.Process] = {}
+
+    @property
+    def screen(self) -> str:
+        """What the user has seen so far."""
+        return self._screen.read_text(errors="replace")
+
+    def steps(self) -> int:
+        path = self.output / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    def wait_for(self, what: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + RUN_TIMEOUT_S
+        while time.monotonic() < deadline:
+            self._remember_family()
+            found = what()
+            if found:
+                return found
+            assert self.process.poll() is None, self.screen
+            time.sleep(0.3)
+        raise AssertionError(f"waited in vain; the screen:\n{self.screen}")
+
+    def _remember_family(self) -> None:
+        try:
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                self._family.setdefault(child.pid, child)
+        except psutil.NoSuchProcess:
+            pass
+
+    def component(self, name: str) -> psutil.Process | None:
+        for child in self._family.values():
+            try:
+                if name in " ".join(child.cmdline()):
+                    return child
+            except psutil.Error:
+                continue
+        return None
+
+    def wait(self) -> int:
+        """The exit status; asserts that no process of the run outlived it."""
+        deadline = time.monotonic() + RUN_TIMEOUT_S
+        while self.process.poll() is None and time.monotonic() < deadline:
+            self._remember_family()
+            time.sleep(0.3)
+        assert self.process.poll() is not None, "the run did not end"
+        orphans = [child for child in self._family.values() if child.is_running()]
+        assert orphans == []
+        return self.process.returncode
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait(timeout=60)
+        self._log.close()
+
+    def summary(self) -> dict[str, Any]:
+        return orjson.loads((self.output / "summary.json").read_bytes())
+
+    def rewards(self) -> list[dict[str, Any]]:
+        files = sorted((self.output / "rewards").glob("*.jsonl"))
+        return [orjson.loads(line) for path in files for line in path.read_bytes().splitlines()]
+
+
+@pytest.fixture
+def training(tmp_path: Path, tiny: Path) -> Iterator[Callable[..., TrainingRun]]:
+    """Start runs in `tmp_path`; write the rows to `tmp_path / "rows"` first."""
+    runs: list[TrainingRun] = []
+
+    def start(*arguments: str) -> TrainingRun:
+        runs.append(TrainingRun(tmp_path, tiny, *arguments))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.close()
+
+
+class GymProcess:
+    """`rlbridge gym serve arithmetic` on a fixed port, to be killed and started again."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "rlbridge", "gym", "serve", "arithmetic"]
+        self._process = subprocess.Popen(
+            [*command, "--port", str(self._port), "--exit-with-parent"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert self._process.stdout is not None
+        assert b"http" in self._process.stdout.readline()
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout=10)
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            self._process = None
+
+
+@pytest.fixture
+def gym() -> Iterator[GymProcess]:
+    server = GymProcess()
+    server.start()
+    yield server
+    server.kill()

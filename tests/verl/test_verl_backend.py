@@ -1,0 +1,139 @@
+"""The verl backend without training: keys against verl's own schema, rows, patches' guards."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+pytest.importorskip("verl", reason="the verl extra is not installed: make setup")
+
+from rlbridge.errors import ConfigError, PluginError
+from rlbridge.run_config import load_run_config
+from rlbridge_verl import cpu_patches
+from rlbridge_verl.backend import VerlBackend, native_keys, read_metrics
+
+BASE = "policy: {path: p}\ndata: {train: rows.jsonl}\n"
+
+# verl and what it imports warn about their own futures.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def _config(tmp_path: Path, *overrides: str) -> Any:
+    path = tmp_path / "run.yaml"
+    path.write_text(BASE)
+    return load_run_config(path, overrides)
+
+
+def _composed(tmp_path: Path, *overrides: str) -> Any:
+    import hydra
+
+    native = VerlBackend().compile(_config(tmp_path, *overrides), tmp_path / "out")
+    with hydra.initialize_config_module("verl.trainer.config", version_base=None):
+        return hydra.compose("ppo_trainer", overrides=native.argv[3:])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_compiled_key_is_one_of_verls_own(tmp_path: Path, device: str) -> None:
+    # Hydra refuses a key that verl's YAML lacks unless it is marked with "+".
+    composed = _composed(tmp_path, f"trainer.device={device}", "rollout.samples_per_prompt=4")
+    assert composed.actor_rollout_ref.rollout.n == 4
+    assert composed.reward.reward_manager.name == "NeMoGymReward"
+    assert composed.reward.nemo_gym.url == "http://127.0.0.1:18080"
+    assert composed.data.train_files == [str(Path("rows.jsonl").resolve())]
+
+
+def test_native_keys_win_over_compiled_ones_with_or_without_a_plus(tmp_path: Path) -> None:
+    composed = _composed(
+        tmp_path,
+        "trainer.device=cpu",
+        "verl.actor_rollout_ref.rollout.n=3",
+        "verl.actor_rollout_ref.model.override_config.attn_implementation=eager",
+        "verl.actor_rollout_ref.actor.clip_ratio=0.3",
+    )
+    assert composed.actor_rollout_ref.rollout.n == 3
+    assert composed.actor_rollout_ref.model.override_config.attn_implementation == "eager"
+    assert composed.actor_rollout_ref.actor.clip_ratio == 0.3
+
+
+def test_a_value_with_spaces_quotes_and_brackets_survives_hydra(tmp_path: Path) -> None:
+    text = 'a "b" [c] {d}, $e'
+    composed = _composed(tmp_path, f"verl.trainer.experiment_name={orjson.dumps(text).decode()}")
+    assert composed.trainer.experiment_name == text
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("nemo_rl.a=1", "mean nothing to verl"),
+        ("algorithm.updates_per_step=3", "can't split"),
+        ("trainer.nodes=2", "one logical device"),
+    ],
+)
+def test_what_verl_cannot_honour_is_refused(tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        VerlBackend().compile(_config(tmp_path, "trainer.device=cpu", override), tmp_path)
+
+
+def test_a_gpu_run_carries_no_cpu_workaround(tmp_path: Path) -> None:
+    native = VerlBackend().compile(_config(tmp_path, "trainer.device=cuda"), tmp_path)
+    assert not [name for name in native.env if name.startswith(("VERL_PLATFORM", "VLLM_CPU"))]
+    keys = native_keys(_config(tmp_path, "trainer.device=cuda"), tmp_path)
+    assert "+ray_kwargs.ray_init.num_gpus" not in keys
+
+
+def test_the_command_by_hand_is_verls_own_entry_point(tmp_path: Path) -> None:
+    native = VerlBackend().compile(_config(tmp_path), tmp_path)
+    assert "-m verl.trainer.main_ppo" in native.by_hand
+    assert native.config["reward"]["reward_manager"]["source"] == "importlib"
+
+
+def test_metrics_of_a_validation_line_are_no_step() -> None:
+    assert read_metrics({"step": 3, "data": {"val-core/x": 1.0}}) is None
+    step = read_metrics({"step": 3, "data": {"training/global_step": 3, "critic/score/mean": 0.5}})
+    assert step is not None
+    assert (step.step, step.reward_mean, step.tokens_per_s) == (3, 0.5, None)
+
+
+def test_the_patches_refuse_a_version_they_were_not_checked_with() -> None:
+    with pytest.raises(PluginError, match=r"checked with verl 0\.1\.x, not"):
+        cpu_patches._require("verl", ("0.1.",))
+
+
+def _tokenizer() -> Any:
+    class Words:
+        """As much of a tokenizer as counting prompt tokens takes."""
+
+        def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> list[int]:
+            return list(range(sum(len(m["content"].split()) for m in messages)))
+
+    return Words()
+
+
+def _dataset(tmp_path: Path, limit: int = 10) -> Any:
+    from omegaconf import OmegaConf
+
+    from rlbridge_verl import NeMoGymDataset
+
+    row = {
+        "responses_create_params": {"input": "what is it"},
+        "options": [{"A": None}, {"B": [1, 2.5]}],
+        "agent_ref": {"name": "mcqa"},
+    }
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(orjson.dumps(row) + b"\n")
+    config = OmegaConf.create({"max_prompt_length": limit})
+    return NeMoGymDataset([str(path)], _tokenizer(), config), row
+
+
+def test_a_dataset_row_reaches_the_reward_untouched(tmp_path: Path) -> None:
+    dataset, row = _dataset(tmp_path)
+    item = dataset[0]
+    assert orjson.loads(item["gym_row"]) == row
+    assert item["raw_prompt"] == [{"role": "user", "content": "what is it"}]
+    assert (item["data_source"], item["index"]) == ("mcqa", 0)
+
+
+def test_a_prompt_beyond_the_limit_is_refused_by_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:1: the prompt has 3 tokens"):
+        _dataset(tmp_path, limit=2)
