@@ -103,7 +103,7 @@ class AiohttpTransport:
                 raise TransportError("the answer broke off in its body") from error
             raise BrokenReplyError(f"the answer is no HTTP: {error.message}") from error
         except (aiohttp.ClientError, OSError) as error:
-            if isinstance(error, TimeoutError):  # a subclass of OSError, and not ours to map
+            if isinstance(error, TimeoutError):  # an OSError too, but the deadline
                 raise
             raise TransportError(_reason(error)) from error
         except ValueError as error:  # yarl's and the header writer's

@@ -46,6 +46,7 @@ class Call:
         headers: beside the usual ones: the session's cookies.
         attempts: how many were made so far.
         queued_s: seconds spent in our own queues, which no budget counts.
+        broken: a connection ended before its answer; what happened at the other end is unknown.
     """
 
     route: str
@@ -57,6 +58,7 @@ class Call:
     headers: Mapping[str, str] | None = None
     attempts: int = 0
     queued_s: float = 0.0
+    broken: bool = False
 
 
 class Caller:
@@ -185,7 +187,7 @@ class Caller:
             return Failure(FailureClass.UNAVAILABLE, detail, reached=False)
         except QueueTimeoutError:
             detail = f"waited {self._config.queue_timeout_s:g} s in the queue; not asked"
-            return Failure(FailureClass.TIMEOUT, detail, reached=False)
+            return Failure(FailureClass.TIMEOUT, detail, reached=False, final=True)
         finally:
             call.queued_s += time() - asked
 
@@ -238,6 +240,7 @@ def _failure(error: TransportError | TimeoutError, call: Call, server: Server) -
         return Failure(FailureClass.TIMEOUT, detail)
     if isinstance(error, BrokenReplyError):
         return Failure(FailureClass.MALFORMED_BODY, str(error))
+    call.broken = True
     if error.refused:
         server.epoch += 1
     detail = f"{server.shown}{call.route}: {error}"

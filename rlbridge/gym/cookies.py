@@ -52,19 +52,20 @@ class Jar:
             if session is not None:
                 confirmed = True
                 if known is not None and known != session:
-                    self._lose(f"the answer is from another session than the one seeded ({name})")
+                    self.lose(f"the answer is from another session than the one seeded ({name})")
                     continue
                 self._sessions[name] = session
             elif known is not None:
-                self._lose(f"the cookie {name} no longer holds a session")
+                self.lose(f"the cookie {name} no longer holds a session")
                 continue
             self._cookies[name] = value
         if self._required and not confirmed:
             what = "confirms no session" if self._seeded else "starts no session"
-            self._lose(f"the answer sets no session cookie, so it {what}")
+            self.lose(f"the answer sets no session cookie, so it {what}")
         self._seeded = True
 
-    def _lose(self, why: str) -> None:
+    def lose(self, why: str) -> None:
+        """Note that the session can't be trusted any more; the first reason counts."""
         self.lost = self.lost or why
 
 

@@ -62,6 +62,8 @@ class HttpxTransport:
             raise _protocol_error(error) from error
         except httpx.TimeoutException as error:
             raise TimeoutError(str(error)) from error
+        except TimeoutError:  # an OSError too, but the deadline and no connection's end
+            raise
         except (httpx.TransportError, OSError) as error:
             raise TransportError(str(error) or type(error).__name__) from error
         finally:

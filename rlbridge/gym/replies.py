@@ -75,6 +75,7 @@ class Failure:
         retry_after_s: the wait the server asked for, in seconds.
         reached: False when the request never got to a server (refused, unknown name).
         reported: the environment's own failure class.
+        final: False where another attempt may be made, if the class allows it.
     """
 
     failure: FailureClass
@@ -83,11 +84,12 @@ class Failure:
     retry_after_s: float | None = None
     reached: bool = True
     reported: str | None = None
+    final: bool = False
 
     @property
     def retryable(self) -> bool:
         """Whether the same request may succeed when sent again."""
-        return self.failure in _RETRIED
+        return self.failure in _RETRIED and not self.final
 
     def invalid(self, attempts: int, latency_s: float) -> InvalidReward:
         """The reward this failure amounts to."""

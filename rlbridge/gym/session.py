@@ -91,9 +91,10 @@ class GymSession:
         """The reward of `response` in this session; see `GymClient.verify`."""
         self._require_seeded()
         body = to_json(verify_body(self._row, response, self._config.unknown_params))
-        return await self._client.verify_in_session(
-            self._made(ROUTE_VERIFY, "verify", body), self._watched(read_reward)
-        )
+        call = self._made(ROUTE_VERIFY, "verify", body)
+        reward = await self._client.verify_in_session(call, self._watched(call, read_reward))
+        self._note_broken(call)
+        return reward
 
     def _made(self, route: str, label: str, body: bytes, *, retried: bool = True) -> Call:
         cookie = self._jar.header
@@ -103,16 +104,18 @@ class GymSession:
 
     async def _call(self, call: Call, read: Any) -> Any:
         self._require_seeded()
-        reader = self._watched(lambda reply, _attempts, _latency_s: read(reply))
+        reader = self._watched(call, lambda reply, _attempts, _latency_s: read(reply))
         outcome = await self._client.runtime().caller.call(call, reader)
+        self._note_broken(call)
         if isinstance(outcome, Failure):
             raise gym_error(outcome, self._server.shown + call.route, call.attempts)
         return outcome
 
-    def _watched(self, read: Reader) -> Reader:
+    def _watched(self, call: Call, read: Reader) -> Reader:
         """`read`, unless the answer shows that the session is lost."""
 
         def watched(reply: Reply, attempts: int, latency_s: float) -> Any:
+            self._note_broken(call)
             self._jar.observe(reply)
             why = self.lost
             if why and reply.status == 200:
@@ -120,6 +123,10 @@ class GymSession:
             return read(reply, attempts, latency_s)
 
         return watched
+
+    def _note_broken(self, call: Call) -> None:
+        if call.broken and call.route != ROUTE_SEED:
+            self._jar.lose("a connection broke, and a server that was restarted has no sessions")
 
     def _require_seeded(self) -> None:
         if self._server is None:

@@ -24,6 +24,7 @@ from rlbridge.contracts.wire import (
     ROUTE_SEED,
     ROUTE_VERIFY,
 )
+from rlbridge.errors import ContractError
 from rlbridge.gym.embedded.aggregate import aggregate_metrics
 from rlbridge.gym.embedded.models import AggregateRequest, VerifyRequest
 from rlbridge.testing.faults import FaultKind, Faults
@@ -35,6 +36,8 @@ Tool = Callable[[str, Body], Any]
 Rewards = float | dict[str, Any] | Iterable[Any] | Callable[[Body], Any]
 
 COOKIE: Final = "MockResourcesServer___mock"
+# Faults that leave the reward readable.
+_HARMLESS: Final = frozenset({None, FaultKind.DROPPED_COOKIE, FaultKind.SWAPPED_COOKIE})
 GARBAGE: Final = b"\x00\xff garbage " * 200_000
 
 
@@ -89,7 +92,7 @@ class Behaviour:
         """
         session = _session_in(cookie) or str(uuid4())
         fault = self.faults.next() if route in self.faulty_routes else None
-        status, content = self._answer(method, route, body, session)
+        status, content = self._answer(method, route, body, session, fault)
         answer = Answer(
             status,
             json.dumps(content, separators=(",", ":")).encode(),
@@ -98,7 +101,9 @@ class Behaviour:
         )
         return _spoil(answer, content) if fault is not None else answer
 
-    def _answer(self, method: str, route: str, raw: bytes, session: str) -> tuple[int, Any]:
+    def _answer(
+        self, method: str, route: str, raw: bytes, session: str, fault: FaultKind | None
+    ) -> tuple[int, Any]:
         if route == ROUTE_LIVENESS:
             return 200, {"status": "ok"}
         tool = self.tools.get(route.removeprefix("/"))
@@ -120,29 +125,33 @@ class Behaviour:
         if route == ROUTE_AGGREGATE:
             refused = _refused(AggregateRequest, body)
             return refused or (200, aggregate_metrics(body["verify_responses"]))
-        return self._verify(body)
+        return self._verify(body, spoiled=fault not in _HARMLESS)
 
-    def _verify(self, body: Body) -> tuple[int, Any]:
+    def _verify(self, body: Body, *, spoiled: bool) -> tuple[int, Any]:
         for name in self.required:
             if name not in body:
                 return 422, _missing(name, body)
         refused = _refused(VerifyRequest, body)
         if refused is not None:
             return refused
-        reward = self._next_reward(body)
+        reward = self._next_reward(body, spoiled=spoiled)
         extra = reward if isinstance(reward, dict) else {REWARD: reward}
         request = VerifyRequest.model_validate(body)
         return 200, {**request.model_dump(), **extra}
 
-    def _next_reward(self, body: Body) -> Any:
+    def _next_reward(self, body: Body, *, spoiled: bool) -> Any:
         rewards = self.rewards
         if callable(rewards):
             return rewards(body)
         if isinstance(rewards, int | float | dict):
             return rewards
+        if spoiled:  # nobody will read it: a scripted reward is kept for who does
+            return 1.0
         if self._sequence is None:
             self._sequence = iter(rewards)
-        return next(self._sequence)
+        for reward in self._sequence:
+            return reward
+        raise ContractError("the scripted rewards have run out; script one for every verify")
 
 
 def _spoil(answer: Answer, content: Any) -> Answer:

@@ -3,13 +3,13 @@
 from typing import Any
 
 
-def make_row(question: str = "What is 2 + 2?", **fields: Any) -> dict[str, Any]:
+def make_row(prompt: str = "What is 2 + 2?", /, **fields: Any) -> dict[str, Any]:
     """A dataset row: a prompt, and the verifier's own fields as keywords.
 
     `make_row("What is 2 + 2?", expected_answer="4")` is a row of the arithmetic server.
     """
     return {
-        "responses_create_params": {"input": [{"role": "user", "content": question}]},
+        "responses_create_params": {"input": [{"role": "user", "content": prompt}]},
         **fields,
     }
 
