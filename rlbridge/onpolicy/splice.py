@@ -74,9 +74,9 @@ def splice(
     at = first_difference(old, new)
     if at == len(old):
         return Spliced(new)
-    eos = tokenizer.eos_token_id
-    ends = frozenset(ends if ends is not None else () if eos is None else (eos,))
-    ours, theirs = cut_messages(old, ends), cut_messages(new, ends)
+    if ends is None:
+        ends = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    ours, theirs = (cut_messages(ids, frozenset(ends)) for ids in (old, new))
     complete = len(theirs) - (not theirs.closed)
     if complete < len(ours):
         return _too_few(ours, theirs, complete, at)
@@ -85,13 +85,8 @@ def splice(
         return kinds
     stop = int(theirs.stops[len(ours) - 1])
     tail = new[stop if ours.closed else stop - 1 :]
-    return Spliced(
-        _frozen(np.concatenate([old, tail])),
-        at=at,
-        replaced=max(0, len(new) - len(tail) - at),
-        kept=len(old) - at,
-        kinds=kinds,
-    )
+    replaced = max(0, len(new) - len(tail) - at)
+    return Spliced(_frozen(np.concatenate([old, tail])), at, replaced, len(old) - at, kinds)
 
 
 def splice_turn(

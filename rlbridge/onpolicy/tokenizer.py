@@ -3,8 +3,12 @@
 Tokenizers are handed in, never loaded here. `transformers.PreTrainedTokenizerFast` fits as it is.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
+
+from rlbridge.contracts.tokens import Encoding
 
 Message = Mapping[str, Any]
 Tools = Sequence[Mapping[str, Any]]
@@ -65,3 +69,23 @@ def decode(tokenizer: Decoder, token_ids: Iterable[int]) -> str:
 def special_ids(tokenizer: Tokenizer) -> dict[int, str]:
     """ID and text of every token the tokenizer splits text at."""
     return {int(i): str(token) for i, token in tokenizer.added_tokens_decoder.items()}
+
+
+def encoding_of(tokenizer: Any) -> Encoding:
+    """Hashes of a Hugging Face tokenizer's vocabulary and merges, and of its chat template.
+
+    The same files give the same hashes, wherever they lie; costs one serialization, so call it
+    once and keep the result.
+    """
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    written = (
+        core.to_str() if core is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    )
+    template = getattr(tokenizer, "chat_template", None) or ""
+    if not isinstance(template, str):
+        template = json.dumps(template, sort_keys=True)
+    return Encoding(_hash(written), _hash(template) if template else "")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -313,3 +313,43 @@ def test_a_renderer_is_found_only_for_a_listed_model_that_writes_the_same() -> N
     foreign = copy.deepcopy(byte_bpe(HEADERS))
     foreign.name_or_path = "Qwen/Qwen3-8B"
     assert renderer_for(foreign) is None  # another vocabulary
+
+
+@settings(max_examples=800, deadline=None)
+@given(
+    combination=st.sampled_from([c for c in COMBINATIONS if c[1].tools]),
+    results=st.lists(NEWS, min_size=1, max_size=3),
+    ended=st.booleans(),
+    then_user=st.booleans(),
+)
+def test_tool_results_are_appended_as_the_template_writes_them(
+    combination: tuple[str, Style], results: list[str], ended: bool, then_user: bool
+) -> None:
+    kind, style = combination
+    tokenizer, made = KINDS[kind](style), bridge(kind, style)
+    calls = [
+        {"id": f"call{i:05}", "type": "function",
+         "function": {"name": "lookup", "arguments": {"key": "k"}}}
+        for i in range(len(results))
+    ]  # fmt: skip
+    news = [
+        {"role": "tool", "tool_call_id": call["id"], "name": "lookup", "content": text}
+        for call, text in zip(calls, results, strict=True)
+    ]
+    news += [{"role": "user", "content": "two"}] if then_user else []
+    end = encoded(tokenizer, made.template.turn_end) if ended else []
+    turn = call([5, 6], [*encoded(tokenizer, "calling"), *end])
+    done = made.next_prompt(turn, news)
+    assert isinstance(done, Bridged)
+    assert done.prompt.token_ids[: len(turn.token_ids)].tolist() == turn.token_ids.tolist()
+    talk = [
+        {"role": "system", "content": "s"} if style is CHATML else {"role": "user", "content": "z"},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        *news,
+    ]
+    own = tokenizer.decode(encoded(tokenizer, text_of(tokenizer, talk)))
+    appended = tokenizer.decode(done.prompt.token_ids[done.appended_from :].tolist())
+    assert appended.strip()
+    assert own.endswith(appended)
+    assert all(appended.count(text.strip()) for text in results)

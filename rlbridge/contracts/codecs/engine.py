@@ -75,22 +75,21 @@ def turns_from_reply(
     choices = reply.get("choices")
     if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
         raise ContractError("$.choices is missing or empty; this is no reply of an engine")
+    call_id = str(reply.get("id") or reply.get("request_id") or "")
     turns = []
     for number, choice in enumerate(choices):
         where = f"$.choices[{number}]"
-        ids, logprobs = _generation(choice, where)
         prompt = _prompt(reply, request, choice, number, len(choices), prompt_token_ids, where)
         turns.append(
             Turn(
                 PromptSpan(as_token_ids(prompt), vocab_size=vocab_size),
-                _spans(choice, ids, logprobs, where, vocab_size),
+                _spans(choice, where, vocab_size),
                 finish=finish_reason(choice.get("finish_reason")),
                 stop_reason=choice.get("stop_reason"),
                 sampling=sampling_of(request or {}),
                 logprobs_mode=logprobs_mode,
                 encoding=encoding,
-                call_id=str(reply.get("id") or reply.get("request_id") or "")
-                + (f"/{number}" if len(choices) > 1 else ""),
+                call_id=f"{call_id}/{number}" if len(choices) > 1 else call_id,
             )
         )
     return tuple(turns)
@@ -129,9 +128,8 @@ def _generation(choice: Json, where: str) -> tuple[Any, Any]:
     return ids, values
 
 
-def _spans(
-    choice: Json, ids: Any, logprobs: Any, where: str, vocab_size: int | None
-) -> tuple[SampledSpan, ...]:
+def _spans(choice: Json, where: str, vocab_size: int | None) -> tuple[SampledSpan, ...]:
+    ids, logprobs = _generation(choice, where)
     tokens = as_token_ids(ids)
     if logprobs is None:
         logprobs = np.full(len(tokens), np.nan, dtype=np.float32)
