@@ -46,6 +46,8 @@ class NativeRun:
         by_hand: the shell command that runs the same without rlbridge's launcher.
         metrics_path: JSON lines the framework appends to, one a step.
         read_metrics: turns one such line into a step, or None if it is no step.
+        secrets: files that hold what must not stand in a command line, such as keys; written with
+            mode 0600 before the start.
         components: names that appear in the titles of processes that must live as long as the run.
     """
 
@@ -55,6 +57,7 @@ class NativeRun:
     by_hand: str
     metrics_path: Path
     read_metrics: Callable[[Mapping[str, Any]], StepMetrics | None]
+    secrets: Mapping[Path, bytes] = field(default_factory=dict)
     components: tuple[str, ...] = ()
 
 

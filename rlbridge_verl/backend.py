@@ -46,6 +46,7 @@ class VerlBackend:
             by_hand=f"{prefix} {shlex.join(by_hand)}",
             metrics_path=run_dir / "verl_metrics.jsonl",
             read_metrics=read_metrics,
+            secrets=_secrets(config, run_dir),
             components=COMPONENTS,
         )
 
@@ -137,10 +138,11 @@ def _rollout(config: RunConfig) -> dict[str, Any]:
 
 
 def _reward(config: RunConfig, run_dir: Path) -> dict[str, Any]:
-    gym = GymConfig.model_validate(
-        {name: getattr(config.gym, name) for name in GymConfig.model_fields}
-    )
-    changed = gym.model_dump(mode="json", exclude_defaults=True) | {"url": config.gym.url}
+    changed = config.gym.model_dump(
+        mode="json", exclude_defaults=True, include=set(GymConfig.model_fields) - {"headers"}
+    ) | {"url": config.gym.url}
+    if config.gym.headers:
+        changed["headers_file"] = str(_headers_file(run_dir))
     sampler = "trainer.v1.sampler"
     return {
         "reward.num_workers": config.trainer.nodes,
@@ -156,6 +158,16 @@ def _reward(config: RunConfig, run_dir: Path) -> dict[str, Any]:
         f"+{sampler}.sampler_kwargs.window_steps": config.trainer.invalid_window_steps,
         f"+{sampler}.sampler_kwargs.stall_timeout_s": config.trainer.stall_timeout_s,
     }
+
+
+def _headers_file(run_dir: Path) -> Path:
+    return run_dir.resolve() / "gym_headers.json"
+
+
+def _secrets(config: RunConfig, run_dir: Path) -> dict[Path, bytes]:
+    """Request headers may hold keys: they travel in a private file, not in a command line."""
+    headers = {name: value.get_secret_value() for name, value in config.gym.headers.items()}
+    return {_headers_file(run_dir): orjson.dumps(headers)} if headers else {}
 
 
 def _trainer(config: RunConfig, run_dir: Path) -> dict[str, Any]:

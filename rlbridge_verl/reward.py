@@ -35,8 +35,9 @@ class NeMoGymReward(RewardManagerBase):
     """Asks a Gym server's /verify for the reward of one trajectory at a time.
 
     One instance lives in each of verl's reward workers, on that worker's event loop, with one
-    pooled client. `config.reward.nemo_gym` holds the keys of `rlbridge.config.GymConfig`, and
-    `ledger`: a folder for the record of outcomes (optional).
+    pooled client. `config.reward.nemo_gym` holds the keys of `rlbridge.config.GymConfig` and two
+    more, both optional: `ledger`, a folder for the record of outcomes, and `headers_file`, a JSON
+    file of request headers, for keys that must not stand in a config.
 
     Raises:
         ConfigError: a key of `reward.nemo_gym` is unknown or its value is wrong.
@@ -54,6 +55,9 @@ class NeMoGymReward(RewardManagerBase):
         section = config.reward.get("nemo_gym")
         plain: Any = OmegaConf.to_container(section, resolve=True) if section else {}
         ledger = plain.pop("ledger", None)
+        headers = plain.pop("headers_file", None)
+        if headers:
+            plain["headers"] = orjson.loads(Path(headers).read_bytes())
         self._gym = GymClient(GymConfig.parse(plain, where="reward.nemo_gym"))
         self._ledger = RewardLedger(Path(ledger)) if ledger else None
 

@@ -140,7 +140,9 @@ def write_pins() -> None:
     argv = [uv, "pip", "compile", "--quiet", "pyproject.toml", "--python", python]
     argv += ["--extra", "verl", "--extra", "cpu", "--extra", "dev", "--no-annotate", "--no-header"]
     argv += ["--override", str(TOOLS / "overrides.txt"), "--no-emit-index-url"]
-    links = {"UV_FIND_LINKS": os.environ["PIP_FIND_LINKS"]} if "PIP_FIND_LINKS" in os.environ else {}
+    links = (
+        {"UV_FIND_LINKS": os.environ["PIP_FIND_LINKS"]} if "PIP_FIND_LINKS" in os.environ else {}
+    )
     env = {**os.environ, **links}
     out = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if out.returncode:

@@ -1,5 +1,6 @@
 """One training run, from checks to summary. Whatever happens, nothing it started stays behind."""
 
+import os
 import shutil
 import sys
 import time
@@ -85,6 +86,8 @@ class Run:
 
     def _train(self, native: NativeRun) -> dict[str, Any]:
         started = time.monotonic()
+        for path, content in native.secrets.items():
+            write_secret(path, content)
         driver = processes.start(native.argv, log=self._dir / "train.log", env=native.env)
         watch = processes.ComponentWatch(driver.pid, native.components)
         progress = Progress(self._dir, native)
@@ -173,6 +176,13 @@ def start_gym(name: str, run_dir: Path) -> str:
         f"the embedded Gym {name!r} did not come up within {GYM_START_TIMEOUT_S:.0f} s; "
         f"the end of {log}:\n{_tail(log)}"
     )
+
+
+def write_secret(path: Path, content: bytes) -> None:
+    """Write a file that only this user can read, from its first byte on."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
 
 
 def move_aside(run_dir: Path, *, keep_checkpoints: bool) -> None:

@@ -17,7 +17,7 @@ from rlbridge.hookspecs import NativeRun, StepMetrics
 from rlbridge.jsonl import append
 from rlbridge.launch import processes
 from rlbridge.launch.progress import Progress
-from rlbridge.launch.run import move_aside
+from rlbridge.launch.run import move_aside, write_secret
 from rlbridge.launch.screen import Screen
 from rlbridge.launch.summary import draw_rewards, summarize, write_summary
 from rlbridge.ledger import RewardLedger
@@ -112,6 +112,14 @@ def test_an_earlier_run_is_moved_aside_whole(tmp_path: Path) -> None:
     assert (tmp_path / "policy").exists()
     kept = sorted(path.name for path in (tmp_path / "earlier").glob("*/*"))
     assert kept == ["checkpoints", "summary.json"]
+
+
+def test_a_secret_is_readable_by_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "headers.json"
+    path.write_text("an older one, readable by all")
+    write_secret(path, b"{}")
+    assert path.read_bytes() == b"{}"
+    assert path.stat().st_mode & 0o077 == 0
 
 
 def test_nothing_left_behind_ends_grandchildren_whose_parent_died(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("verl", reason="the verl extra is not installed: make setup")
 
-from tests.verl.conftest import A_STEP, GROUP, GymProcess, TrainingRun
 from rlbridge.testing.real_servers import running_nemo_gym, why_unavailable
+from tests.verl.conftest import A_STEP, GROUP, GymProcess, TrainingRun
 
 pytestmark = pytest.mark.verl
 

@@ -88,6 +88,15 @@ def test_the_command_by_hand_is_verls_own_entry_point(tmp_path: Path) -> None:
     assert native.config["reward"]["reward_manager"]["source"] == "importlib"
 
 
+def test_a_key_in_a_request_header_stays_out_of_the_command_line(tmp_path: Path) -> None:
+    native = VerlBackend().compile(
+        _config(tmp_path, "gym.headers={Authorization: s3cret}"), tmp_path
+    )
+    assert "s3cret" not in native.by_hand + str(native.argv) + str(native.config)
+    (content,) = native.secrets.values()
+    assert orjson.loads(content) == {"Authorization": "s3cret"}
+
+
 def test_metrics_of_a_validation_line_are_no_step() -> None:
     assert read_metrics({"step": 3, "data": {"val-core/x": 1.0}}) is None
     step = read_metrics({"step": 3, "data": {"training/global_step": 3, "critic/score/mean": 0.5}})
