@@ -1,6 +1,7 @@
 """Real tokenizers, trained on the spot: byte-level BPE and a SentencePiece-like one."""
 
 import functools
+import json
 import random
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -75,7 +76,10 @@ def sentencepiece_like(style: Style, vocab: int = 1200) -> PreTrainedTokenizerFa
         show_progress=False,
     )
     core.train_from_iterator(corpus(1, 600), trainer)
-    return _wrap(core, style)
+    # The bytes had to be told to the trainer as special tokens; in real ones they are plain.
+    written = json.loads(core.to_str())
+    written["added_tokens"] = [t for t in written["added_tokens"] if t["content"][:3] != "<0x"]
+    return _wrap(Tokenizer.from_str(json.dumps(written)), style)
 
 
 def _wrap(core: Tokenizer, style: Style) -> PreTrainedTokenizerFast:

@@ -20,6 +20,7 @@ from rlbridge.onpolicy.template import (
     ANSWER,
     DUMMY_TOOLS,
     NEW_MESSAGES,
+    NEWS,
     ChatTemplate,
     Check,
     Messages,
@@ -109,6 +110,7 @@ class Bridge:
         self._ends = frozenset(ends) | ({eos} if eos is not None else frozenset())
         self._tools_matter = _tools_matter(self.template)
         self._anchor = _anchor(tokenizer)
+        self._closers = _closers(self.template)
 
     def next_prompt(
         self, turn: Turn, new_messages: Messages, *, tools: Tools | None = None
@@ -147,9 +149,10 @@ class Bridge:
 
     def _close(self, turn: Turn, tail: str) -> tuple[list[int], Close]:
         """The tail's IDs without what the sampled tokens already hold of it."""
-        specials, last = self.template.specials, int(turn.sampled_ids[-1])
+        last = int(turn.sampled_ids[-1])
         ids = self._encode_after(tail)
-        first = next((i for i, token in enumerate(ids) if token in specials), None)
+        # The first of them stands before the new messages' text, which may hold another.
+        first = next((i for i, token in enumerate(ids) if token in self._closers), None)
         if first is not None and ids[first] == last:
             return ids[first + 1 :], Close.SAMPLED
         if not self.template.turn_end:
@@ -214,6 +217,19 @@ def _appended(turn: Turn, ids: Sequence[int], close: Close) -> Bridged:
     added = PromptSpan(as_token_ids(ids, vocab_size=turn.prompt.vocab_size), codes)
     prompt = PromptSpan.joined([turn.prompt, *turn.generation, added])
     return Bridged(prompt, len(prompt) - len(ids), close)
+
+
+def _closers(template: ChatTemplate) -> frozenset[int]:
+    """The special tokens that come first after an answer: the turn end, or the next header."""
+    found = set()
+    for kind in NEW_MESSAGES.values():
+        try:
+            tail = template.tail(kind)
+        except TemplateError:
+            continue
+        ids = encode(template.tokenizer, tail[: tail.find(NEWS)])
+        found |= set([token for token in ids if token in template.specials][:1])
+    return frozenset(found)
 
 
 def _tools_matter(template: ChatTemplate) -> bool:

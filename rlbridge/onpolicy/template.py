@@ -19,6 +19,9 @@ QUESTION = "Qx7question"
 ANSWER = "Zq7answer"
 NEWS = "Nx7news"
 THOUGHT = "Tx7thought"
+# Stand for what a tool message doesn't say; a template that writes them needs to be told.
+_UNNAMED = "Fx7function"
+_UNIDENTIFIED = "Cx7call00"
 DUMMY_TOOLS: Tools = (
     {
         "type": "function",
@@ -150,6 +153,7 @@ class ChatTemplate:
             start = text.find(self.turn_end, at)
             if start < 0:
                 raise TemplateError(f"no {self.turn_end} closes a turn that called a tool")
+            _refuse_stand_ins(text[start:])
             return text[start:]
         text = self.render([_USER, _ASSISTANT, *new_messages], tools=tools)
         at = text.find(ANSWER)
@@ -239,14 +243,23 @@ def _difference(full: str, before: str, whole: str, tail: str, stable: bool) -> 
     return f"{old[at : at + 40]!r} became {full[at : at + 40]!r} when messages followed"
 
 
+def _refuse_stand_ins(tail: str) -> None:
+    for stand_in, field in ((_UNNAMED, "name"), (_UNIDENTIFIED, "tool_call_id")):
+        if stand_in in tail:
+            raise TemplateError(
+                f"the template writes the {field} of the call a tool message answers; "
+                f"give the message its {field}"
+            )
+
+
 def _calling(results: Messages) -> dict[str, Any]:
     """An assistant message that called what these tool messages answer."""
     answered = [result for result in results if result.get("role") == "tool"]
     calls = [
         {
-            "id": result.get("tool_call_id") or "call00001",
+            "id": result.get("tool_call_id") or _UNIDENTIFIED,
             "type": "function",
-            "function": {"name": result.get("name") or "lookup", "arguments": {"key": ANSWER}},
+            "function": {"name": result.get("name") or _UNNAMED, "arguments": {"key": ANSWER}},
         }
         for result in answered
     ]

@@ -120,6 +120,15 @@ def test_a_stop_string_that_begins_the_tail_is_not_written_twice() -> None:
     assert asked("byte_bpe", PLAIN, "ok", end=None) == "\nUser: two\nAssistant:"
 
 
+def test_a_tag_in_the_new_message_is_not_taken_for_the_sampled_one() -> None:
+    """Without a turn end, a truncated answer may end in a tag that the user writes too."""
+    style = dataclasses.replace(PLAIN, specials=(*PLAIN.specials, "</tag>"))
+    written = asked(
+        "byte_bpe", style, "ok</tag>", end=None, news=[{"role": "user", "content": "</tag>x"}]
+    )
+    assert written == "\nUser: </tag>x\nAssistant:"
+
+
 def test_no_space_is_put_before_the_appended_text() -> None:
     assert asked("sentencepiece_like", PLAIN, "ok", end=None) == "\nUser: two\nAssistant:"
 
@@ -188,6 +197,28 @@ def test_the_proof_tries_every_role_after_every_history() -> None:
     }
     broken = [c for c in bridge("byte_bpe", THINK).checks if not c.prefix_preserved and c.renders]
     assert {(c.role, c.feature) for c in broken} == {("user", "thinking")}
+
+
+def test_a_template_that_writes_the_functions_name_must_be_told_it() -> None:
+    written = "'<|im_start|>' + m.role + ' ' + (m.name or messages[loop.index0 - 1].tool_calls[0]"
+    named = dataclasses.replace(
+        CHATML,
+        name="named",
+        template=CHATML.template.replace(
+            "'<|im_start|>' + m.role",
+            f"({written}.function.name) if m.role == 'tool' else '<|im_start|>' + m.role)",
+        ),
+    )
+    made = Bridge(byte_bpe(named))
+    turn = call([1], [300, 0])
+    unnamed = {"role": "tool", "tool_call_id": "c", "content": "r"}
+    done = made.next_prompt(turn, [unnamed])
+    assert isinstance(done, Refusal)
+    assert "give the message its name" in done.detail
+    done = made.next_prompt(turn, [unnamed | {"name": "weather"}])
+    assert isinstance(done, Bridged)
+    tail = byte_bpe(named).decode(done.prompt.token_ids[3:].tolist())
+    assert tail.startswith("\n<|im_start|>tool weather\nr")
 
 
 class Rendered:
