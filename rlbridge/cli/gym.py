@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,3 +40,49 @@ def serve(
 
     parent = os.getppid() if exit_with_parent else None
     run(load_app(name), host=host, port=port, ready=announce(name, ready_file), parent=parent)
+
+
+@app.command()
+def check(
+    url: Annotated[str, typer.Argument(help="Base URL of a resources server, without /verify.")],
+    rows: Annotated[Path, typer.Option(help="Rows as Gym JSONL; some with a `response`, ideally.")],
+    limit: Annotated[int, typer.Option(help="Rows to try.", min=1)] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Probe a Gym server: is each row judged, how fast, twice alike; what of bad rows?
+
+    Exit status 0 if every row was judged and twice alike, else 2.
+
+        rlbridge gym check http://127.0.0.1:18080 --rows rows.jsonl
+    """
+    import asyncio
+    import json
+
+    from rlbridge.config import GymConfig
+    from rlbridge.gym import GymClient
+    from rlbridge.gym.check import check as probe
+    from rlbridge.gym.check import read_rows
+
+    async def run() -> Any:
+        fields = {"url": url, "deterministic": False, "outage_patience_s": 0.0}
+        async with GymClient(GymConfig.parse(fields, where="gym check")) as gym:
+            return await probe(gym, todo)
+
+    todo = read_rows(rows, limit)
+    report = asyncio.run(run())
+    typer.echo(json.dumps(report.as_json()) if as_json else _readable(report))
+    if not report.ok:
+        raise typer.Exit(2)
+
+
+def _readable(report: Any) -> str:
+    judged = sum(row.ok for row in report.rows)
+    lines = [
+        f"{report.url}: {judged} of {len(report.rows)} rows judged, twice alike",
+        f"latency: median {report.latency_p50_s * 1e3:.0f} ms, "
+        f"max {report.latency_max_s * 1e3:.0f} ms",
+    ]
+    lines += [f"row {row.index}: {row.problem}" for row in report.rows if row.problem]
+    lines += [f"a row {kind}: {verdict}" for kind, verdict in report.bad_rows.items()]
+    lines += [f"warning: {warning}" for warning in report.warnings]
+    return "\n".join(lines)

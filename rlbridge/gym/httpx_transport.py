@@ -84,7 +84,7 @@ class HttpxTransport:
         await self._client.aclose()
 
     def abandon(self) -> None:
-        """Let go without a loop; httpx warns of nothing."""
+        """Let go without a loop. httpx has no way to close without one: asyncio may warn."""
 
     async def _read(self, answer: httpx.Response) -> bytes:
         parts: list[bytes] = []

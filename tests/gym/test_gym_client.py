@@ -12,6 +12,7 @@ from rlbridge.config import GymConfig
 from rlbridge.contracts.reward import FailureClass
 from rlbridge.errors import ConfigError, ContractError, GymConnectionError, GymTimeoutError
 from rlbridge.gym import GymClient
+from rlbridge.gym.sync import SyncGymClient
 from rlbridge.testing import Faults, GymMock, GymServer, make_message, make_response, make_row
 
 ROW = make_row(expected_answer="4")
@@ -285,13 +286,13 @@ async def test_an_agents_failure_is_a_reason_and_no_exception(
     assert (reward.attempts, answer) == (1, {})
 
 
-def test_a_client_serves_one_loop_after_another(transport: str) -> None:
+def test_a_client_serves_one_loop_after_another() -> None:
     async def ask(gym: GymClient) -> bool:
         async with GymServer() as server:
-            gym.config = GymConfig(url=server.url, transport=transport)
+            gym.config = GymConfig(url=server.url)
             return (await gym.verify(ROW, "4")).valid
 
-    gym = GymClient(transport=transport)
+    gym = GymClient()
     assert asyncio.run(ask(gym))
     assert asyncio.run(ask(gym))
     asyncio.run(gym.aclose())
@@ -328,16 +329,12 @@ async def test_secrets_are_sent_and_never_told(
 
 
 def _verify_in_child(config: GymConfig, results: Any) -> None:
-    from rlbridge.gym.sync import SyncGymClient
-
     results.put((os.getpid(), SyncGymClient.shared(config).verify(ROW, "child").valid))
 
 
 async def test_the_sync_client_works_inside_a_running_loop_and_in_a_fork(
     gym_server: GymServer, quick_config: Any
 ) -> None:
-    from rlbridge.gym.sync import SyncGymClient
-
     config = quick_config(gym_server.url)
     gym = SyncGymClient.shared(config)
     assert SyncGymClient.shared(config) is gym
