@@ -19,10 +19,8 @@ def rlbridge_frameworks() -> list[Framework]:
             name="nemo_rl",
             summary="NeMo-RL 0.7 (in preparation: discovered, not yet launched)",
             requires=("nemo_rl",),
-            install=(
-                "NeMo-RL is used from a clone of its repository: "
-                "cd RL && uv pip install rlbridge && uv run rlbridge run --framework nemo_rl ..."
-            ),
+            # The name on PyPI is an empty placeholder: NeMo-RL is used from a clone.
+            install="git clone https://github.com/NVIDIA-NeMo/RL && cd RL && uv pip install rlbridge",
             load=_load,
         )
     ]

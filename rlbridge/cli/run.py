@@ -70,7 +70,7 @@ def run(
     backend = Plugins().backend(framework)
     output = loaded.trainer.output_dir
     if dry_run:
-        _print_native(backend.compile(loaded, output))
+        _print_native(backend.compile(loaded, output), loaded.gym.serve)
         return
     console = Console()
     try:
@@ -84,8 +84,8 @@ def run(
     verify = summary["verify"]
     console.print(
         f"reward {first:.3f} (first 3 steps) → {last:.3f} (last 3); rewards: "
-        f"{verify['valid']} valid, {verify['invalid']} invalid; {verify['attempts']} requests sent, "
-        f"{verify['shared']} shared by equal responses",
+        f"{verify['valid']} valid, {verify['invalid']} invalid; {verify['attempts']} requests "
+        f"sent, {verify['shared']} answers shared by equal responses",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -93,9 +93,11 @@ def run(
     console.print(f"see {output / 'summary.json'} and {output / 'reward.png'}", markup=False)
 
 
-def _print_native(native: "NativeRun") -> None:
+def _print_native(native: "NativeRun", served: str | None) -> None:
     import yaml
 
     typer.echo(yaml.safe_dump(dict(native.config), sort_keys=False).rstrip())
     typer.echo("\n# The same by hand, with the framework's own entry point:")
+    if served:
+        typer.echo(f"# (first, in another shell: rlbridge gym serve {served} --port 18080)")
     typer.echo(native.by_hand)

@@ -105,7 +105,8 @@ class ComponentWatch:
             with contextlib.suppress(psutil.Error):
                 total += _memory(process)
                 if process.status() != psutil.STATUS_ZOMBIE:
-                    alive[process.pid] = " ".join(process.cmdline())
+                    # Process titles are padded to the length of the command they replace.
+                    alive[process.pid] = " ".join(" ".join(process.cmdline()).split())
         self.peak_mb = max(self.peak_mb, total / 2**20)
         gone = [title for pid, title in self._seen.items() if pid not in alive]
         self._seen = {

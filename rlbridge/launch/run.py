@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import psutil
+import yaml
 from rich.console import Console
 
 from rlbridge.errors import GymError, RunError
@@ -88,6 +89,7 @@ class Run:
         started = time.monotonic()
         for path, content in native.secrets.items():
             write_secret(path, content)
+        (self._dir / "native.yaml").write_text(yaml.safe_dump(dict(native.config), sort_keys=False))
         driver = processes.start(native.argv, log=self._dir / "train.log", env=native.env)
         watch = processes.ComponentWatch(driver.pid, native.components)
         progress = Progress(self._dir, native)
