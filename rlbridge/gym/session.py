@@ -34,14 +34,16 @@ class GymSession:
         self._row = row
         self._jar = Jar(required=config.session_cookie == "required")
         self._server: Any = None
-        self._epoch = 0
+        self._epoch: int | None = None  # the server's when the session was seeded
 
     @property
     def lost(self) -> str:
         """Why the session can't be trusted any more, or empty."""
-        if not self._jar.lost and self._server is not None and self._server.epoch != self._epoch:
+        if self._jar.lost or self._epoch is None:
+            return self._jar.lost
+        if self._server.epoch != self._epoch:
             return f"{self._server.shown} was down since the session was seeded; its state is gone"
-        return self._jar.lost
+        return ""
 
     async def __aenter__(self) -> Self:
         """Seed the session.

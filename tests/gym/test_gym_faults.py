@@ -89,9 +89,11 @@ async def test_a_server_that_was_down_meanwhile_has_lost_its_sessions(
         async with gym.session(ROW) as session:
             await gym_server.stop()
             refused = await session.verify("4")
+            await gym.verify(ROW, "4")  # refused too, on a connection of its own
             await gym_server.start()
             after = await session.verify("4")
-        fresh = await gym.verify(ROW, "4")
+        async with gym.session(ROW) as fresh_session:
+            fresh = await fresh_session.verify("4")
     assert not refused.valid
     assert refused.failure is FailureClass.CONNECTION
     assert not after.valid
