@@ -69,8 +69,7 @@ def build(rollout: Rollout) -> Built:
     for the caller to ask (`rollout.trainable`): a rollout may be built before it is scored.
     """
     turns = rollout.turns
-    full = [turn.token_ids for turn in turns]
-    keys = [ids.tobytes() for ids in full]
+    keys = [turn.token_ids.tobytes() for turn in turns]
     parents, dropped = _parents(turns, keys)
     gone = {drop.turn for drop in dropped}
     followed = {parent for parent in parents if parent >= 0}

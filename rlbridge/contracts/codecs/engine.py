@@ -69,12 +69,9 @@ def turns_from_reply(
         One turn a choice.
 
     Raises:
-        ContractError: a choice without IDs, without a prompt, or with lengths that differ. The
-            message says where and what to ask the engine for.
+        ContractError: a choice without IDs or a prompt, or lengths that differ; says where.
     """
-    choices = reply.get("choices")
-    if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
-        raise ContractError("$.choices is missing or empty; this is no reply of an engine")
+    choices = _choices(reply)
     call_id = str(reply.get("id") or reply.get("request_id") or "")
     turns = []
     for number, choice in enumerate(choices):
@@ -93,6 +90,13 @@ def turns_from_reply(
             )
         )
     return tuple(turns)
+
+
+def _choices(reply: Json) -> Sequence[Json]:
+    choices = reply.get("choices")
+    if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
+        raise ContractError("$.choices is missing or empty; this is no reply of an engine")
+    return choices
 
 
 def finish_reason(value: object) -> FinishReason:
