@@ -20,7 +20,7 @@ def rlbridge_frameworks() -> list[Framework]:
             summary="NeMo-RL 0.7 (in preparation: discovered, not yet launched)",
             requires=("nemo_rl",),
             # The name on PyPI is an empty placeholder: NeMo-RL is used from a clone.
-            install="git clone https://github.com/NVIDIA-NeMo/RL && cd RL && uv pip install rlbridge",
+            install="git clone https://github.com/NVIDIA-NeMo/RL; cd RL; uv pip install rlbridge",
             load=_load,
         )
     ]

@@ -22,7 +22,7 @@ from rlbridge.launch.summary import draw_rewards, summarize, write_summary
 from rlbridge.run_config import RunConfig
 
 POLL_S = 0.5
-WATCH_EVERY_S = 2.0
+WATCH_EVERY_S = 5.0  # adding up memory walks every process
 GYM_START_TIMEOUT_S = 60.0
 STOPPED_ON_PURPOSE = 3
 # What a run writes; an earlier run's are moved aside, its checkpoints too unless resumed.
