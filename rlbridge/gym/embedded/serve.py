@@ -66,18 +66,18 @@ def serve(
 
 
 def announce(name: str, ready_file: Path | None) -> Callable[[str], None]:
-    """What to do when the server is ready: print one line, and write the file if one is asked.
+    """What to do when the server is ready: write the file if one is asked, then print one line.
 
     The file holds `{"url": ..., "pid": ...}` and appears whole or not at all.
     """
 
     def ready(url: str) -> None:
-        sys.stdout.write(f"ready: {name} at {url}\n")
-        sys.stdout.flush()
         if ready_file is not None:
             draft = ready_file.with_name(f"{ready_file.name}.{os.getpid()}")
             draft.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n")
             draft.replace(ready_file)
+        sys.stdout.write(f"ready: {name} at {url}\n")
+        sys.stdout.flush()
 
     return ready
 

@@ -1,0 +1,106 @@
+"""Discovery, metrics, and what an import costs."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, generate_latest
+
+from rlbridge.errors import GymError, GymReplyError
+from rlbridge.gym import GymClient
+from rlbridge.gym.discovery import discover, read_global_config, running_instances
+from rlbridge.gym.metrics import PrometheusCollector, instrument_opentelemetry
+from rlbridge.gym.replies import Failure, Reply
+from rlbridge.testing import Faults, GymMock, make_row
+
+
+@pytest.mark.parametrize("form", ["yaml_in_json", "yaml", "json"])
+def test_the_global_config_is_read_in_all_its_forms(capture: Any, form: str) -> None:
+    text = capture("head__global_config_dict_yaml")["response"]["body"]
+    forms = {
+        "yaml_in_json": json.dumps(text),
+        "yaml": text,
+        "json": json.dumps(yaml.safe_load(text)),
+    }
+    config = read_global_config(Reply(200, "application/json", forms[form].encode()))
+    assert isinstance(config, dict)
+    assert config["mcqa"]["resources_servers"]["mcqa"]["port"] == 18303
+
+
+@pytest.mark.parametrize("body", [b"", b"[1]", b'"{a: ["', b"api_key: [secret", b"\xff"])
+def test_what_is_no_config_is_told_without_being_quoted(body: bytes) -> None:
+    failure = read_global_config(Reply(200, "application/json", body))
+    assert isinstance(failure, Failure)
+    assert "secret" not in failure.detail
+
+
+async def test_servers_are_found_through_the_head_server(gym_mock: GymMock, capture: Any) -> None:
+    config = capture("head__global_config_dict_yaml")["response"]["body"]
+    instances = capture("head__server_instances")["response"]["body"]
+    routes = {"/global_config_dict_yaml": config, "/server_instances": instances}
+    for route, body in routes.items():
+        gym_mock.router.get(gym_mock.url + route, name=route).respond(json=body)
+        gym_mock.router.routes._routes.insert(0, gym_mock.router.routes._routes.pop())
+    async with GymClient(gym_mock.config()) as head:
+        found = await discover(head)
+        running = await running_instances(head)
+    by_name = {server.name: server for server in found}
+    assert by_name["mcqa"].url == "http://127.0.0.1:18303"
+    assert by_name["mcqa_simple_agent"].kind == "responses_api_agents"
+    assert by_name["counter"].implementation == "example_session_state_mgmt"
+    assert [server.url for server in running] == ["http://127.0.0.1:18303"]
+
+
+async def test_a_server_that_is_no_head_server_is_told(gym_mock: GymMock) -> None:
+    async with GymClient(gym_mock.config()) as head:
+        with pytest.raises(GymError, match="404"):
+            await discover(head)
+        gym_mock.router.get(gym_mock.url + "/server_instances", name="x").respond(json=[1])
+        gym_mock.router.routes._routes.insert(0, gym_mock.router.routes._routes.pop())
+        with pytest.raises(GymReplyError):
+            await running_instances(head)
+
+
+async def test_prometheus_shows_every_outcome(gym_mock: GymMock) -> None:
+    async with GymClient(gym_mock.config(max_attempts=1)) as gym:
+        registry = CollectorRegistry()
+        registry.register(PrometheusCollector(gym))
+        gym_mock.behaviour.faults = Faults(script=["status_500"])
+        await gym.verify(make_row(), "a")
+        await gym.verify(make_row(), "b")
+        text = generate_latest(registry).decode()
+    assert 'rlbridge_gym_verifies_total{outcome="valid"} 1.0' in text
+    assert 'rlbridge_gym_verifies_total{outcome="server_error"} 1.0' in text
+    assert 'rlbridge_gym_attempts_total{route="verify"} 2.0' in text
+    assert 'rlbridge_gym_attempt_seconds_bucket{le="+Inf"} 2.0' in text
+
+
+async def test_opentelemetry_reads_the_same_counters(gym_mock: GymMock) -> None:
+    class Meter:
+        def __init__(self) -> None:
+            self.read: dict[str, Any] = {}
+
+        def create_observable_counter(self, name: str, callbacks: Any, **_: Any) -> None:
+            self.read[name] = callbacks[0]
+
+        create_observable_up_down_counter = create_observable_counter
+
+    async with GymClient(gym_mock.config()) as gym:
+        meter = Meter()
+        instrument_opentelemetry(gym, meter)
+        await gym.verify(make_row(), "a")
+        values = {name: [o.value for o in read(None)] for name, read in meter.read.items()}
+    assert values["rlbridge_gym_attempts"] == [1]
+    assert values["rlbridge_gym_verifies"] == [1, 0]
+    assert values["rlbridge_gym_attempt_seconds_count"] == [1]
+
+
+@pytest.mark.parametrize("module", ["rlbridge", "rlbridge.gym", "rlbridge.testing.plugin"])
+def test_an_import_brings_no_http_library(module: str) -> None:
+    heavy = "'aiohttp', 'httpx', 'fastapi', 'uvicorn', 'respx', 'pydantic_ai'"
+    code = f"import sys, {module}; print([m for m in ({heavy}) if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
