@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import logging as transformers_logging
 
 LARGEST = 9
 HEDGE = "I am not sure."
@@ -159,9 +160,8 @@ def warm_up(
         loss.backward()
         optimizer.step()
         schedule.step()
-        if step % 50 == 0:
-            print(f"\rwarm-up step {step}/{steps}", end="", file=sys.stderr)
-    print(file=sys.stderr)
+        if step % 100 == 0:
+            print(f"warm-up step {step}/{steps}", file=sys.stderr)
 
 
 def answer_loss(
@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--warm-up-steps", type=int, default=WARM_UP_STEPS)
     arguments = parser.parse_args()
 
+    transformers_logging.disable_progress_bar()
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(1)
     pairs = [(a, b) for a in range(LARGEST + 1) for b in range(LARGEST + 1)]

@@ -47,7 +47,7 @@ def find_uv() -> str:
     if not uv.exists():
         say("installing uv into .venv-uv")
         run([sys.executable, "-m", "venv", str(home)])
-        run([str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "uv>=0.5"])
+        run([str(home / "bin" / "python"), "-m", "pip", "install", "-qq", "uv>=0.5"])
     return str(uv)
 
 
