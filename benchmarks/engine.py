@@ -69,15 +69,14 @@ def serve(model: Path, log: Path, *arguments: str, context: int = 2048) -> Itera
         "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port),
         "--dtype", "float32", "--max-model-len", str(context), "--enforce-eager",
         "--kv-cache-memory-bytes", "256M", "--max-num-batched-tokens", "8192",
-        # One process less that imports everything.
-        "--distributed-executor-backend", "uni", *arguments,
+        *arguments,
     ]  # fmt: skip
     with log.open("wb") as output:
         server = subprocess.Popen(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | SETTINGS,
+            env=os.environ | SETTINGS | {"PYTHONPATH": str(Path(__file__).parents[1])},
             cwd=log.parent,
             start_new_session=True,
         )
