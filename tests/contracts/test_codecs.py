@@ -290,7 +290,7 @@ def test_a_rollout_survives_json(rollout: Rollout) -> None:
     assert files.rollout_from_json(document) == rollout
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(ROLLOUTS, max_size=3))
 def test_rollouts_survive_npz(rollouts: list[Rollout]) -> None:
     assert files.rollouts_from_npz(files.rollouts_to_npz(rollouts)) == rollouts

@@ -155,7 +155,7 @@ def fewest(turns: list[Turn]) -> int:
     return len(turns) - len(taken)
 
 
-@settings(max_examples=2500, deadline=None)
+@settings(max_examples=1800, deadline=None)
 @given(turns=histories())
 def test_each_sampled_token_is_trained_exactly_once_in_the_fewest_sequences(
     turns: list[Turn],
