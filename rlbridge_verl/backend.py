@@ -16,7 +16,8 @@ import orjson
 from rlbridge.config import GymConfig
 from rlbridge.errors import ConfigError
 from rlbridge.hookspecs import NativeRun, StepMetrics
-from rlbridge.run_config import RunConfig, flatten
+from rlbridge.run_config import RunConfig
+from rlbridge_verl.overrides import nested, override, with_native
 
 DRIVER = "rlbridge_verl.driver"
 PKG = "pkg://rlbridge_verl"
@@ -35,12 +36,12 @@ class VerlBackend:
         """
         _refuse(config)
         keys = native_keys(config, run_dir)
-        overrides = [_override(key, value) for key, value in keys.items()]
+        overrides = [override(key, value) for key, value in keys.items()]
         env = _environment(config, run_dir)
         by_hand = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides]
         prefix = " ".join(f"{name}={shlex.quote(value)}" for name, value in env.items())
         return NativeRun(
-            config=_nested(keys),
+            config=nested(keys),
             argv=[sys.executable, "-m", DRIVER, *overrides],
             env=env,
             by_hand=f"{prefix} {shlex.join(by_hand)}",
@@ -63,7 +64,7 @@ def native_keys(config: RunConfig, run_dir: Path) -> dict[str, Any]:
     }
     if config.trainer.device == "cpu":
         keys |= _cpu()
-    return _with_native(keys, config.verl)
+    return with_native(keys, config.verl)
 
 
 def _refuse(config: RunConfig) -> None:
@@ -244,46 +245,6 @@ def _environment(config: RunConfig, run_dir: Path) -> dict[str, str]:
             "HF_HUB_OFFLINE": "1",
         }
     return env
-
-
-def _with_native(keys: dict[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the user's native keys over ours, whichever of the two wrote the `+`."""
-    merged = dict(keys)
-    for key, value in flatten(native).items():
-        bare = key.lstrip("+")
-        ours = next((known for known in merged if known.lstrip("+") == bare), None)
-        merged[ours or key] = value
-    return merged
-
-
-def _override(key: str, value: Any) -> str:
-    return f"{key}={_hydra(value)}"
-
-
-def _hydra(value: Any) -> str:
-    """A value in Hydra's override grammar; strings are quoted so that they stay strings."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_hydra(item) for item in value) + "]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{k}:{_hydra(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, str):
-        return orjson.dumps(value).decode()
-    raise ConfigError(f"verl takes no {type(value).__name__} in an override: {value!r}")
-
-
-def _nested(keys: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for key, value in keys.items():
-        *sections, last = key.lstrip("+").split(".")
-        target = tree
-        for section in sections:
-            target = target.setdefault(section, {})
-        target[last] = value
-    return tree
 
 
 def read_metrics(line: Mapping[str, Any]) -> StepMetrics | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rlbridge import jsonl
 from rlbridge.errors import RunError
+from rlbridge.launch import processes
 
 STARTED = time.time()
 
@@ -118,6 +119,7 @@ def _fit(trainer: Any, manager: Any) -> None:
 
 def main(overrides: list[str]) -> int:
     """Compose, start Ray, train. Returns the exit status: 0, or 3 for a stop on purpose."""
+    processes.end_with_launcher()
     note("started")
     config = compose(overrides)
     note("imported")

@@ -2,44 +2,50 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rlbridge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from rlbridge.hookspecs import NativeRun
 
 INTERRUPTED = 130
 
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Config overrides by dotted path: trainer.steps=10",
+        show_default=False,
+    ),
+]
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file.")]
+Framework = Annotated[
+    str, typer.Option("--framework", "-f", help="What trains: see `rlbridge plugins`.")
+]
+GymUrl = Annotated[
+    str | None, typer.Option(help="Rewards from this server instead of the config's.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the native config and command; start nothing.")
+]
+
+
 def run(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...",
-            help="Config overrides by dotted path: trainer.steps=10",
-            show_default=False,
-        ),
-    ] = None,
-    config: Annotated[
-        Path, typer.Option("--config", "-c", help="The run's YAML file.", show_default=False)
-    ] = ...,  # type: ignore[assignment]
-    framework: Annotated[
-        str, typer.Option("--framework", "-f", help="What trains: see `rlbridge plugins`.")
-    ] = "verl",
-    gym_url: Annotated[
-        str | None,
-        typer.Option("--gym-url", help="Rewards from this server instead of the config's."),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir.")
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print the native config and command; start nothing."),
-    ] = False,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    framework: Framework = "verl",
+    gym_url: GymUrl = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train a policy with rewards from a Gym server.
 
@@ -61,12 +67,7 @@ def run(
     from rlbridge.plugins import Plugins
     from rlbridge.run_config import load_run_config
 
-    changes = list(overrides or ())
-    if gym_url is not None:
-        changes += [f"gym.url={gym_url}", "gym.serve=null"]
-    if resume:
-        changes += ["trainer.resume=true"]
-    loaded = load_run_config(config, changes)
+    loaded = load_run_config(config, _changes(overrides or [], gym_url, resume))
     backend = Plugins().backend(framework)
     output = loaded.trainer.output_dir
     if dry_run:
@@ -78,19 +79,32 @@ def run(
     except KeyboardInterrupt:
         console.print("stopped on request; everything this run started was ended")
         sys.exit(INTERRUPTED)
+    _tell(summary, output, console)
+
+
+def _changes(overrides: list[str], gym_url: str | None, resume: bool) -> list[str]:
+    """Options as overrides; the options come last and win."""
+    changes = list(overrides)
+    if gym_url is not None:
+        changes += [f"gym.url={gym_url}", "gym.serve=null"]
+    if resume:
+        changes += ["trainer.resume=true"]
+    return changes
+
+
+def _tell(summary: dict[str, Any], output: Path, console: "Console") -> None:
+    """The run in two lines."""
     first, last = summary["reward_first3"], summary["reward_last3"]
     if first is None or last is None:
         raise ConfigError(f"the run took no step; see {output / 'train.log'}")
     verify = summary["verify"]
-    console.print(
+    text = (
         f"reward {first:.3f} (first 3 steps) → {last:.3f} (last 3); rewards: "
         f"{verify['valid']} valid, {verify['invalid']} invalid; {verify['attempts']} requests "
-        f"sent, {verify['shared']} answers shared by equal responses",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"sent, {verify['shared']} answers shared by equal responses\n"
+        f"see {output / 'summary.json'} and {output / 'reward.png'}"
     )
-    console.print(f"see {output / 'summary.json'} and {output / 'reward.png'}", markup=False)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_native(native: "NativeRun", served: str | None) -> None:

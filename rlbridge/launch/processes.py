@@ -10,12 +10,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
+_LAUNCHER = "RLBRIDGE_LAUNCHER_PID"
 TERM_GRACE_S = 10.0
 
 
@@ -40,9 +43,28 @@ def start(argv: list[str], *, log: Path, env: Mapping[str, str]) -> subprocess.P
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **env},
+            env={**os.environ, **env, _LAUNCHER: str(os.getpid())},
             start_new_session=True,
         )
+
+
+def end_with_launcher() -> None:
+    """In a started process: end it and all it started once the launcher is gone, even by kill -9.
+
+    Does nothing in a process that no launcher started.
+    """
+    launcher = int(os.environ.get(_LAUNCHER, "0"))
+    if os.getppid() != launcher:
+        return
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1.0)
+        adopt_orphans()
+        end(_descendants())
+        os._exit(1)
+
+    threading.Thread(target=watch, name="rlbridge-launcher-watch", daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -89,14 +89,14 @@ class TrainingRun:
                 continue
         return None
 
-    def wait(self) -> int:
-        """The exit status; asserts that no process of the run outlived it."""
+    def wait(self, patience_s: float = 0.0) -> int:
+        """The exit status; asserts that no process of the run outlived it by `patience_s`."""
         deadline = time.monotonic() + RUN_TIMEOUT_S
         while self.process.poll() is None and time.monotonic() < deadline:
             self._remember_family()
             time.sleep(0.3)
         assert self.process.poll() is not None, "the run did not end"
-        orphans = [child for child in self._family.values() if child.is_running()]
+        _, orphans = psutil.wait_procs(list(self._family.values()), timeout=patience_s)
         assert orphans == []
         return self.process.returncode
 

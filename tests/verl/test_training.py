@@ -131,12 +131,22 @@ def test_a_gym_that_stays_dead_stops_the_run_cleanly_and_resume_goes_on(
     assert [orjson.loads(line)["step"] for line in lines] == [done + 1]
 
 
+def test_a_launcher_killed_outright_leaves_no_process_behind(
+    training: Callable[..., TrainingRun], tmp_path: Path, sums: list[dict[str, Any]]
+) -> None:
+    _write(tmp_path / "rows", sums)
+    run = training("gym.serve=arithmetic", "trainer.steps=3")
+    run.wait_for(lambda: run.component("WorkerDict"))
+    run.process.kill()
+    assert run.wait(patience_s=60) == -signal.SIGKILL
+
+
 def test_ctrl_c_while_loading_ends_everything_with_a_status_of_its_own(
     training: Callable[..., TrainingRun], tmp_path: Path, sums: list[dict[str, Any]]
 ) -> None:
     _write(tmp_path / "rows", sums)
     run = training("gym.serve=arithmetic", "trainer.steps=3")
-    run.wait_for(lambda: run._remember_family() or run.component("WorkerDict"))
+    run.wait_for(lambda: run.component("WorkerDict"))
     run.process.send_signal(signal.SIGINT)
     assert run.wait() == 130
     assert "stopped on request" in run.screen
