@@ -45,14 +45,15 @@ async def test_a_fault_is_an_invalid_reward_of_its_class(
     gym_server: GymServer, quick_config: Any, kind: FaultKind
 ) -> None:
     gym_server.behaviour.faults = Faults(rate=1.0, kinds=[kind])
-    deadline_s = 0.1 if EXPECTED[kind] is FailureClass.TIMEOUT else 10.0
+    deadline_s = 0.3 if EXPECTED[kind] is FailureClass.TIMEOUT else 10.0
     config = quick_config(gym_server.url, max_attempts=2, verify_timeout_s=deadline_s)
     async with GymClient(config) as gym:
         reward = await gym.verify(ROW, "4")
     assert not reward.valid
     assert reward.failure is EXPECTED[kind]
     assert reward.attempts == (2 if EXPECTED[kind] in RETRIED else 1)
-    assert reward.attempts == gym_server.behaviour.verifies
+    if reward.failure is not FailureClass.TIMEOUT:  # a busy machine may not get to send in time
+        assert reward.attempts == gym_server.behaviour.verifies
     assert gym.stats.invalid == {EXPECTED[kind]: 1}
 
 
@@ -62,7 +63,7 @@ async def test_a_passing_fault_costs_an_attempt_and_no_reward(
 ) -> None:
     gym_server.behaviour.rewards = 0.25
     gym_server.behaviour.faults = Faults(script=[kind])
-    deadline_s = 0.1 if EXPECTED[kind] is FailureClass.TIMEOUT else 10.0
+    deadline_s = 0.3 if EXPECTED[kind] is FailureClass.TIMEOUT else 10.0
     async with GymClient(quick_config(gym_server.url, verify_timeout_s=deadline_s)) as gym:
         reward = await gym.verify(ROW, "4")
     assert reward.valid

@@ -37,7 +37,7 @@ TOKENS = {
 async def test_mcqa_judges_text_messages_items_and_objects(
     nemo_gym_server: Any, quick_config: Any
 ) -> None:
-    async with GymClient(quick_config(nemo_gym_server("mcqa"))) as gym:
+    async with GymClient(quick_config(nemo_gym_server("mcqa"), verify_timeout_s=60.0)) as gym:
         await gym.check_alive()
         answers: list[Any] = [
             "\\boxed{B}",
@@ -57,7 +57,7 @@ async def test_mcqa_judges_text_messages_items_and_objects(
 async def test_mcqa_never_sees_token_fields(nemo_gym_server: Any, quick_config: Any) -> None:
     response = make_response("\\boxed{B}")
     response["output"][0].update(TOKENS)
-    async with GymClient(quick_config(nemo_gym_server("mcqa"))) as gym:
+    async with GymClient(quick_config(nemo_gym_server("mcqa"), verify_timeout_s=60.0)) as gym:
         reward = await gym.verify(MCQA, response)
     assert reward.valid
     assert reward.value == 1.0
@@ -95,14 +95,16 @@ async def test_mcqa_aggregates_metrics(nemo_gym_server: Any, quick_config: Any) 
         for task in range(2)
         for n in range(2)
     ]
-    async with GymClient(quick_config(nemo_gym_server("mcqa"))) as gym:
+    async with GymClient(quick_config(nemo_gym_server("mcqa"), verify_timeout_s=60.0)) as gym:
         metrics = await gym.aggregate_metrics(rollouts)
     assert metrics["agent_metrics"]["mean/reward"] == 0.5
 
 
 async def test_math_judges_by_its_library(nemo_gym_server: Any, quick_config: Any) -> None:
     row = make_row("What is 1/2?", question="What is 1/2?", expected_answer="0.5")
-    async with GymClient(quick_config(nemo_gym_server("math_with_judge"))) as gym:
+    # Its library forks for every call: slow on a busy machine.
+    config = quick_config(nemo_gym_server("math_with_judge"), verify_timeout_s=120.0)
+    async with GymClient(config) as gym:
         right = await gym.verify(row, "\\boxed{\\frac{1}{2}}")
         wrong = await gym.verify(row, "\\boxed{3}")
         bad = await gym.verify(make_row("q", question="q"), "\\boxed{3}")
