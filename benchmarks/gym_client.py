@@ -132,7 +132,7 @@ def measure(*, quick: bool) -> dict[str, dict[str, float]]:
     turns = 3 if quick else 7
     with running_stub() as url:
         for level in LEVELS:
-            requests = max(1536, level) if quick else max(8192, 2 * level)
+            requests = max(1536, level * 3 // 2) if quick else max(8192, 2 * level)
             names = ["floor", "ours"] if quick else ["floor", "ours", "ours_unbounded", "wrapper"]
             cpu[str(level)] = cpu_us(
                 url, names, level, requests, 2 if quick and level > 512 else turns

@@ -145,10 +145,17 @@ class Caller:
         server = call.server or least_loaded(self.servers, time)
         probe = False
         if server.breaker.failing_since is not None or not server.limiter.try_acquire():
-            entered = await self._queue(call, server)
-            if type(entered) is Failure:
-                return entered
-            probe = entered is True
+            asked = time()
+            try:
+                probe = await self._enter(server)
+            except ServerDownError:
+                detail = f"{server.shown} is down; not asked"
+                return Failure(FailureClass.UNAVAILABLE, detail, reached=False)
+            except QueueTimeoutError:
+                detail = f"waited {self._config.queue_timeout_s:g} s in the queue; not asked"
+                return Failure(FailureClass.TIMEOUT, detail, reached=False, final=True)
+            finally:
+                call.queued_s += time() - asked
         call.attempts += 1
         stats = self._stats
         stats.attempts[call.label] += 1
@@ -177,20 +184,6 @@ class Caller:
             server.limiter.release()
         return outcome
 
-    async def _queue(self, call: Call, server: Server) -> bool | Failure:
-        """Wait for breaker and slot: True for a probe, False for a usual call, or why not."""
-        asked = time()
-        try:
-            return await self._enter(server)
-        except ServerDownError:
-            detail = f"{server.shown} is down; not asked"
-            return Failure(FailureClass.UNAVAILABLE, detail, reached=False)
-        except QueueTimeoutError:
-            detail = f"waited {self._config.queue_timeout_s:g} s in the queue; not asked"
-            return Failure(FailureClass.TIMEOUT, detail, reached=False, final=True)
-        finally:
-            call.queued_s += time() - asked
-
     async def _enter(self, server: Server) -> bool:
         """Wait for the breaker and for a slot; True if this call is a probe."""
         while True:
@@ -210,15 +203,20 @@ class Caller:
         """Tell the breaker, the limiter and the counters how an attempt went."""
         if type(outcome) is not Failure:
             server.limiter.answered()
+            if server.breaker.state != "closed":
+                log.warning("gym server is up again", extra={"gym_url": server.shown})
             server.breaker.succeeded()
             return
         kind = outcome.failure
         self._stats.failures[kind] += 1
+        opened = server.breaker.opened
         late = kind is FailureClass.TIMEOUT or outcome.status in _DOWN_STATUSES
         if late or kind is FailureClass.RATE_LIMITED:
             server.limiter.overloaded(sent, now)
         if late or kind is FailureClass.CONNECTION:
             server.breaker.failed(now, probe=probe)
+            if server.breaker.opened > opened:
+                log.warning("gym server is down", extra={"gym_url": server.shown})
         else:
             server.breaker.succeeded()
 
