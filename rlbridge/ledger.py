@@ -29,7 +29,16 @@ class RewardLedger:
         path = folder / f"rewards-{os.uname().nodename}-{os.getpid()}.jsonl"
         self._file: BinaryIO = path.open("ab", buffering=0)
 
-    def record(self, reward: Reward, *, step: int, row: int, uid: str, sample: int) -> None:
+    def record(
+        self,
+        reward: Reward,
+        *,
+        step: int,
+        row: int,
+        uid: str,
+        sample: int,
+        split: str = "train",
+    ) -> None:
         """Append one outcome.
 
         Args:
@@ -38,12 +47,14 @@ class RewardLedger:
             row: the row's index in its dataset.
             uid: the prompt's ID in this step; a group shares it.
             sample: which response of the group.
+            split: "train" or "validation".
         """
         line: dict[str, Any] = {
             "step": step,
             "row": row,
             "uid": uid,
             "sample": sample,
+            "split": split,
             "attempts": reward.attempts,
             "latency_s": round(reward.latency_s, 6),
             "shared": reward.from_cache,

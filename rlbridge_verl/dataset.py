@@ -19,13 +19,15 @@ from rlbridge.rows import messages_of, read_rows
 
 GYM_ROW = "gym_row"
 """The column that holds a row's JSON text."""
+SPLIT = "gym_split"
+"""The column that says "train" or "validation"."""
 
 
 class NeMoGymDataset(Dataset[dict[str, Any]]):
     """Rows of Gym JSON lines for verl: `data.custom_cls.path=pkg://rlbridge_verl`.
 
     Each item holds `raw_prompt` (chat messages), `gym_row` (JSON text), `data_source` (the
-    agent's name), `index` and `dummy_tensor` (verl's batch size comes from a tensor).
+    agent's name), `index`, `gym_split` and `dummy_tensor` (verl's batch size comes from a tensor).
 
     Args:
         data_files: one path or several.
@@ -47,8 +49,10 @@ class NeMoGymDataset(Dataset[dict[str, Any]]):
         processor: Any = None,
         max_samples: int = -1,
     ) -> None:
-        paths = list(data_files) if isinstance(data_files, list | ListConfig) else [data_files]
-        self._rows = [row for path in paths for row in read_rows(Path(str(path)))]
+        given: list[Any] = [data_files] if isinstance(data_files, str) else list(data_files)
+        paths = [str(path) for path in given]
+        self._split = _split(paths, config)
+        self._rows = [row for path in paths for row in read_rows(Path(path))]
         if max_samples >= 0:
             self._rows = self._rows[:max_samples]
         limit = int(config.get("max_prompt_length", 1024))
@@ -78,5 +82,17 @@ class NeMoGymDataset(Dataset[dict[str, Any]]):
             GYM_ROW: orjson.dumps(row).decode(),
             "data_source": str(agent.get("name", "nemo_gym")),
             "index": index,
+            SPLIT: self._split,
             "dummy_tensor": torch.tensor([0], dtype=torch.uint8),
         }
+
+
+def _split(paths: Sequence[str], config: DictConfig) -> str:
+    """Which of verl's two datasets this is; verl itself doesn't say."""
+
+    def listed(name: str) -> list[str]:
+        value = config.get(name) or []
+        return list(value) if isinstance(value, list | ListConfig) else [value]
+
+    validates = paths == listed("val_files") and paths != listed("train_files")
+    return "validation" if validates else "train"

@@ -24,7 +24,7 @@ from rlbridge.contracts.reward import InvalidReward, Reward, ValidReward
 from rlbridge.errors import ConfigError, GymError
 from rlbridge.gym import GymClient
 from rlbridge.ledger import RewardLedger
-from rlbridge_verl.dataset import GYM_ROW
+from rlbridge_verl.dataset import GYM_ROW, SPLIT
 
 
 class InvalidRewardError(GymError):
@@ -103,6 +103,7 @@ class NeMoGymReward(RewardManagerBase):
                 row=int(fields.get("index", -1)),
                 uid=str(fields.get("uid", "")),
                 sample=int(fields.get("session_id", 0)),
+                split=str(fields.get(SPLIT, "train")),
             )
 
 

@@ -96,7 +96,8 @@ class Progress:
         lines = self._metrics.poll()
         self.invalid = []
         for outcome in self._ledger.poll():
-            self._by_step[outcome["step"]][0 if outcome["valid"] else 1] += 1
+            if outcome["split"] == "train":
+                self._by_step[outcome["step"]][0 if outcome["valid"] else 1] += 1
             if not outcome["valid"]:
                 self.invalid.append(outcome)
         fresh = []

@@ -37,20 +37,27 @@ def test_a_gym_killed_and_restarted_and_a_bad_row_cost_no_run_and_invent_no_rewa
     steps, bad = 6, 5
     del sums[bad]["expected_answer"]
     _write(tmp_path / "rows", sums)
-    run = training(f"gym.url={gym.url}", f"trainer.steps={steps}")
+    # Two to validate on, of which one can't be judged either.
+    _write(tmp_path / "held_out", [sums[0], sums[bad]])
+    validation = [f"data.validation={tmp_path / 'held_out'}", "trainer.validate_every=5"]
+    run = training(f"gym.url={gym.url}", f"trainer.steps={steps}", *validation)
     run.wait_for(lambda: run.steps() >= 2)
     gym.kill()
     time.sleep(10)
     gym.start()
     assert run.wait() == 0, run.screen
 
-    outcomes = run.rewards()
+    everything = run.rewards()
+    outcomes = [outcome for outcome in everything if outcome["split"] == "train"]
+    held_out = [outcome for outcome in everything if outcome["split"] == "validation"]
+    assert {(outcome["row"], outcome["valid"]) for outcome in held_out} == {(0, True), (1, False)}
     valid = [outcome for outcome in outcomes if outcome["valid"]]
     invalid = [outcome for outcome in outcomes if not outcome["valid"]]
     verify = run.summary()["verify"]
     # Every trajectory is accounted for once: by step, prompt and sample.
     assert len({(o["step"], o["uid"], o["sample"]) for o in outcomes}) == steps * A_STEP
-    assert len(outcomes) == steps * A_STEP == verify["valid"] + verify["invalid"]
+    assert len(outcomes) == steps * A_STEP
+    assert len(everything) == verify["valid"] + verify["invalid"]
     # The outage cost no reward; the row that can't be judged is masked, and named.
     assert {outcome["row"] for outcome in invalid} == {bad}
     assert {outcome["failure"] for outcome in invalid} == {"bad_row"}
