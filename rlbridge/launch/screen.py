@@ -88,7 +88,8 @@ class Screen:
             rest = self._total - done
             pace = sum(row.metrics.step_s or 0.0 for row in self._rows) / len(self._rows)
             head.append(f"  about {rest * pace / 60:.1f} min left", style="dim")
-        bar = ProgressBar(total=self._total, completed=done, width=60)
+        bar = Table.grid()  # a bar alone doesn't end its line
+        bar.add_row(ProgressBar(total=self._total, completed=done, width=60))
         notes = [Text(note, style="yellow") for note in self._notes]
         return Group(head, bar, self._table(progress), *notes)
 
