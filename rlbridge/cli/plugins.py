@@ -1,9 +1,14 @@
 """`rlbridge plugins`: which frameworks this environment can train with, and why not the others."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rlbridge.plugins import PluginReport
 
 
 def plugins(
@@ -16,7 +21,6 @@ def plugins(
     """
     import orjson
     from rich.console import Console
-    from rich.table import Table
 
     from rlbridge.plugins import Plugins
 
@@ -25,11 +29,20 @@ def plugins(
         rows = [asdict(report) for report in reports]
         typer.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
         return
+    Console().print(table_of(reports))
+
+
+def table_of(reports: "list[PluginReport]") -> "Table":
+    """The reports as a table; texts are shown as they are, square brackets too."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, padding=(0, 2), header_style="bold")
     for name in ("framework", "available", "version", "what it is, or why it isn't there"):
         table.add_column(name)
     for report in reports:
         why = report.summary if report.available else f"{report.reason}\n{report.install or ''}"
         state = "yes" if report.available else "no"
-        table.add_row(report.name, state, report.version or "-", why.strip())
-    Console().print(table)
+        cells = (report.name, state, report.version or "-", why.strip())
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
