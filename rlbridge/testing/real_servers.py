@@ -24,6 +24,8 @@ SERVERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "LibraryJudgeMathResourcesServer",
         {
             "should_use_judge": False,
+            # A busy machine needs longer than its default, and a late verdict is scored 0.0.
+            "library_verifier_timeout_seconds": 120.0,
             "judge_model_server": {"type": "responses_api_models", "name": "none"},
             "judge_responses_create_params": {"input": []},
         },

@@ -7,6 +7,7 @@ stops when its standard input ends, so that it never outlives the tests.
 import asyncio
 import importlib
 import json
+import os
 import socket
 import sys
 import threading
@@ -47,7 +48,8 @@ def main() -> None:
     server = uvicorn.Server(config)
 
     def watch() -> None:
-        sys.stdin.read()
+        # Not sys.stdin.read(): a server that forks would find its lock held in every child.
+        os.read(0, 1)
         server.should_exit = True
 
     threading.Thread(target=watch, daemon=True).start()
