@@ -132,12 +132,12 @@ def measure(*, quick: bool) -> dict[str, dict[str, float]]:
     turns = 3 if quick else 7
     with running_stub() as url:
         for level in LEVELS:
-            requests = max(1536, level * 3 // 2) if quick else max(8192, 2 * level)
+            requests = max(1536, level * 5 // 4) if quick else max(8192, 2 * level)
             names = ["floor", "ours"] if quick else ["floor", "ours", "ours_unbounded", "wrapper"]
             cpu[str(level)] = cpu_us(
                 url, names, level, requests, 2 if quick and level > 512 else turns
             )
-        for level, requests in ((64, 128),) if quick else ((64, 1024), (512, 1024)):
+        for level, requests in ((64, 48),) if quick else ((64, 1024), (512, 1024)):
             cpu[str(level)] |= cpu_us(url, ["wrapper", "httpx"], level, requests, 1)
         share = asyncio.run(upstream_share(url))
     held = in_flight(11.0 if quick else 25.0)
