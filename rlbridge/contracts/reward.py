@@ -92,6 +92,8 @@ class ValidReward:
                 f"a reward must be a finite number, got {self.value!r}; "
                 "a reward that could not be computed is an InvalidReward"
             )
+        if not self.components:
+            return
         for name, part in self.components.items():
             if not is_finite_number(part):
                 raise ContractError(f"reward component {name!r} must be finite, got {part!r}")
@@ -132,6 +134,8 @@ Reward = ValidReward | InvalidReward
 
 def is_finite_number(value: object) -> bool:
     """True for a finite int or float; False for bool, strings, None, NaN and infinities."""
+    if type(value) is float:
+        return math.isfinite(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:

@@ -10,6 +10,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from rlbridge.config import GymConfig
+from rlbridge.gym.deadlines import Deadlines
 from rlbridge.gym.replies import Reply
 from rlbridge.gym.transport import (
     BrokenReplyError,
@@ -49,9 +50,7 @@ class AiohttpTransport:
         self._pid = os.getpid()
         self._max_bytes = int(config.max_reply_mb * 1_000_000)
         self._urls: dict[str, URL] = {}
-        # aiohttp's own deadline: asyncio.timeout() around it would cost a tenth of the request.
-        self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
-        self._connect_timeout_s = config.connect_timeout_s
+        self._deadlines: dict[float, Deadlines] = {}
         self._connector = _Connector(config.keepalive_s)
         self._session = aiohttp.ClientSession(
             connector=self._connector,
@@ -59,6 +58,8 @@ class AiohttpTransport:
             # All of them here and none with a request: merging is what costs.
             headers=CIMultiDict(request_headers(config)),
             proxy=config.proxy,
+            # Total deadlines are ours: one timer for all, where aiohttp's is one a request.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.connect_timeout_s),
         )
 
     async def send(
@@ -73,6 +74,7 @@ class AiohttpTransport:
         target = self._urls.get(url)
         if target is None:
             target = self._parse(url)
+        deadline = (self._deadlines.get(timeout_s) or self._group(timeout_s)).start()
         try:
             async with self._session.request(
                 method,
@@ -80,7 +82,6 @@ class AiohttpTransport:
                 data=body,
                 headers=headers,
                 allow_redirects=False,
-                timeout=self._timeouts.get(timeout_s) or self._timeout(timeout_s),
             ) as answer:
                 got = answer.headers
                 content = await self._read(answer)
@@ -92,6 +93,10 @@ class AiohttpTransport:
                     got.get("Retry-After", ""),
                     got.get("Location", ""),
                 )
+        except asyncio.CancelledError:
+            if deadline.is_ours():
+                raise TimeoutError from None
+            raise
         except aiohttp.ConnectionTimeoutError as error:
             raise ConnectTimeoutError("no connection in time") from error
         except aiohttp.ClientConnectorError as error:
@@ -108,9 +113,13 @@ class AiohttpTransport:
             raise TransportError(_reason(error)) from error
         except ValueError as error:  # yarl's and the header writer's
             raise BrokenReplyError(f"the request can't be sent: {error}") from error
+        finally:
+            deadline.ended()
 
     async def aclose(self) -> None:
         """Close all connections."""
+        for group in self._deadlines.values():
+            group.close()
         await self._session.close()
         # The transports of closed sockets finish on the next turn; warnings otherwise.
         await asyncio.sleep(0)
@@ -142,9 +151,8 @@ class AiohttpTransport:
         answer.close()
         raise BrokenReplyError(f"the answer is longer than {self._max_bytes} bytes")
 
-    def _timeout(self, total_s: float) -> aiohttp.ClientTimeout:
-        timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=self._connect_timeout_s)
-        return self._timeouts.setdefault(total_s, timeout)
+    def _group(self, timeout_s: float) -> Deadlines:
+        return self._deadlines.setdefault(timeout_s, Deadlines(timeout_s))
 
     def _parse(self, url: str) -> URL:
         if len(self._urls) >= _URLS_KEPT:  # tool names can be anything a policy wrote

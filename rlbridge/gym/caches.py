@@ -21,10 +21,20 @@ CREATE TABLE IF NOT EXISTS rewards (
 
 
 class Cache(Protocol):
-    """Keeps valid rewards by the 16-byte digest of their question."""
+    """Keeps valid rewards by the 16-byte digest of their question.
 
-    async def get(self, key: bytes) -> ValidReward | None:
-        """The reward kept under `key`, if any."""
+    Attributes:
+        is_deep: whether `fetch` may find what `peek` doesn't.
+    """
+
+    is_deep: bool
+
+    def peek(self, key: bytes) -> ValidReward | None:
+        """The reward kept under `key`, if it can be had without a wait."""
+        ...
+
+    async def fetch(self, key: bytes) -> ValidReward | None:
+        """The reward kept under `key`, wherever it is."""
         ...
 
     def put(self, key: bytes, reward: ValidReward) -> None:
@@ -58,6 +68,8 @@ class MemoryCache:
     garbage collection more than the cache saves.
     """
 
+    is_deep = False
+
     def __init__(self, entries: int) -> None:
         self._entries = entries
         self._rewards: OrderedDict[bytes, ValidReward | float] = OrderedDict()
@@ -65,12 +77,8 @@ class MemoryCache:
     def __len__(self) -> int:
         return len(self._rewards)
 
-    async def get(self, key: bytes) -> ValidReward | None:
-        """The reward kept under `key`, if any."""
-        return self.peek(key)
-
     def peek(self, key: bytes) -> ValidReward | None:
-        """The same without a wait."""
+        """The reward kept under `key`, if any."""
         reward = self._rewards.get(key)
         if reward is None:
             return None
@@ -84,6 +92,10 @@ class MemoryCache:
         if len(self._rewards) > self._entries:
             self._rewards.popitem(last=False)
 
+    async def fetch(self, key: bytes) -> ValidReward | None:
+        """The same: there is nowhere else to look."""
+        return self.peek(key)
+
     async def aclose(self) -> None:
         """Nothing to write."""
 
@@ -93,6 +105,8 @@ class SqliteCache:
 
     All of SQLite runs in one thread of its own, so that a slow disk never holds the loop.
     """
+
+    is_deep = True
 
     def __init__(self, path: str, entries: int, front: MemoryCache) -> None:
         self._front = front
@@ -109,14 +123,16 @@ class SqliteCache:
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rlbridge-cache")
 
-    async def get(self, key: bytes) -> ValidReward | None:
-        """The reward kept under `key`, if any."""
-        reward = self._front.peek(key)
-        if reward is None:
-            loop = asyncio.get_running_loop()
-            reward = await loop.run_in_executor(self._thread, self._read, key)
-            if reward is not None:
-                self._front.put(key, reward)
+    def peek(self, key: bytes) -> ValidReward | None:
+        """The reward kept in memory under `key`, if any."""
+        return self._front.peek(key)
+
+    async def fetch(self, key: bytes) -> ValidReward | None:
+        """The reward kept in the file under `key`, if any; memory has it from now on."""
+        loop = asyncio.get_running_loop()
+        reward = await loop.run_in_executor(self._thread, self._read, key)
+        if reward is not None:
+            self._front.put(key, reward)
         return reward
 
     def put(self, key: bytes, reward: ValidReward) -> None:

@@ -121,7 +121,7 @@ def reward_in(body: Mapping[str, Any], attempts: int, latency_s: float) -> Rewar
         return _no_reward(value, REWARD in body)
     components: dict[str, float] = {}
     parts = body.get(REWARD_COMPONENTS)
-    if isinstance(parts, Mapping):
+    if parts is not None and isinstance(parts, Mapping):
         for name, part in parts.items():
             if is_finite_number(part):
                 components[name] = float(part)
@@ -138,7 +138,7 @@ def reward_in(body: Mapping[str, Any], attempts: int, latency_s: float) -> Rewar
 def read_object(reply: Reply) -> dict[str, Any] | Failure:
     """The JSON object of a 200 answer."""
     body = read_json(reply)
-    if isinstance(body, dict | Failure):
+    if type(body) is dict or type(body) is Failure:
         return body
     detail = f"the answer is JSON, but a {type(body).__name__} and not an object"
     return Failure(FailureClass.MALFORMED_BODY, detail, reply.status)

@@ -48,7 +48,9 @@ class Runtime:
         """The kept reward, that of an equal question under way, or a fresh one."""
         cache = self._cache
         if cache is not None:
-            kept = await cache.get(key)
+            kept = cache.peek(key)
+            if kept is None and cache.is_deep:
+                kept = await cache.fetch(key)
             if kept is not None:
                 self._stats.cache_hits += 1
                 return replace(kept, attempts=0, from_cache=True)
