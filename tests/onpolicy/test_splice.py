@@ -27,7 +27,7 @@ class Words:
     added_tokens_decoder = {EOS: "</s>"}  # noqa: RUF012
     texts = {1001: " 4", 220: " ", 17: "4", EOS: "</s>"}  # noqa: RUF012
 
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
         return "".join(self.texts.get(int(i), f"<{i}>") for i in token_ids)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
