@@ -44,7 +44,7 @@ class VerlBackend:
             config=nested(keys),
             argv=[sys.executable, "-m", DRIVER, *overrides],
             env=env,
-            by_hand=f"{prefix} {shlex.join(by_hand)}",
+            by_hand=f"mkdir -p {shlex.quote(str(run_dir))} && {prefix} {shlex.join(by_hand)}",
             metrics_path=run_dir / "verl_metrics.jsonl",
             read_metrics=read_metrics,
             secrets=_secrets(config, run_dir),

@@ -13,6 +13,7 @@ import psutil
 import yaml
 from rich.console import Console
 
+from rlbridge.config import GymConfig
 from rlbridge.errors import GymError, RunError
 from rlbridge.hookspecs import Backend, NativeRun
 from rlbridge.launch import preflight, processes
@@ -65,25 +66,35 @@ class Run:
         """
         preflight.check_policy(self._config.policy.path)
         rows = preflight.check_rows(self._config)
-        self._dir.mkdir(parents=True, exist_ok=True)
-        move_aside(self._dir, keep_checkpoints=self._config.trainer.resume)
         processes.adopt_orphans()
         processes.stop_signal_raises()
         with processes.nothing_left_behind():
-            config = self._with_gym()
-            for warning in preflight.check_gym(config.gym, rows):
-                self._console.print(f"{warning}; its samples are masked", markup=False)
+            config = self._with_gym(rows)
             native = self._backend.compile(config, self._dir)
             return self._train(native)
 
-    def _with_gym(self) -> RunConfig:
-        """Start the embedded Gym if the config asks for one, and return the config with its URL."""
+    def _with_gym(self, rows: list[dict[str, Any]]) -> RunConfig:
+        """See that the Gym works, or start an embedded one; return the config with its URL."""
         gym = self._config.gym
         if gym.serve is None:
+            self._check_gym(gym, rows)
+            self._make_room()
             return self._config
+        self._make_room()
         url = start_gym(gym.serve, self._dir)
         self._console.print(f"serving {gym.serve} at {url}", markup=False)
-        return self._config.model_copy(update={"gym": gym.model_copy(update={"url": url})})
+        gym = gym.model_copy(update={"url": url})
+        self._check_gym(gym, rows)
+        return self._config.model_copy(update={"gym": gym})
+
+    def _check_gym(self, gym: GymConfig, rows: list[dict[str, Any]]) -> None:
+        for warning in preflight.check_gym(gym, rows):
+            self._console.print(f"{warning}; its samples are masked", markup=False)
+
+    def _make_room(self) -> None:
+        """Only once nothing but the start itself can fail: an earlier run stays where it is."""
+        self._dir.mkdir(parents=True, exist_ok=True)
+        move_aside(self._dir, keep_checkpoints=self._config.trainer.resume)
 
     def _train(self, native: NativeRun) -> dict[str, Any]:
         started = time.monotonic()
