@@ -12,7 +12,8 @@ from rlbridge.gym.flights import Flights
 from rlbridge.gym.replies import Failure, read_reward
 from rlbridge.gym.servers import make_servers
 from rlbridge.gym.stats import Stats
-from rlbridge.gym.transport import Transport, open_transport
+from rlbridge.gym.transport import Transport
+from rlbridge.gym.transports import open_transport
 
 
 class Runtime:

@@ -5,12 +5,10 @@ retries, sessions or rewards, follows no redirect and keeps no cookie. What its 
 leaves it as a `TransportError`, or a `TimeoutError` for the deadline.
 """
 
-import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
 from rlbridge.config import GymConfig
-from rlbridge.errors import ConfigError
 from rlbridge.gym.replies import Reply
 
 
@@ -89,24 +87,3 @@ def is_refused(error: BaseException | None) -> bool:
             return any(is_refused(inner) for inner in error.exceptions)
         error = error.__cause__ or error.__context__
     return False
-
-
-def open_transport(config: GymConfig) -> Transport:
-    """The transport that `config` names, for the running loop.
-
-    Raises:
-        ConfigError: an optional library is missing.
-    """
-    asyncio.get_running_loop()
-    if config.transport == "aiohttp":
-        from rlbridge.gym.aiohttp_transport import AiohttpTransport
-
-        return AiohttpTransport(config)
-    try:
-        from rlbridge.gym.httpx_transport import HttpxTransport
-
-        return HttpxTransport(config)
-    except ImportError as error:  # http2=True without h2
-        raise ConfigError(
-            f"transport httpx: {error}; install it with `pip install 'rlbridge[http2]'`"
-        ) from error
