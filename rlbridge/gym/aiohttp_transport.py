@@ -1,7 +1,6 @@
 """The default transport. aiohttp's pool is O(1) a request, httpx's is O(n)."""
 
 import asyncio
-import os
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -19,9 +18,6 @@ from rlbridge.gym.transport import (
     is_refused,
     request_headers,
 )
-
-# Sessions of another process (after a fork): closing them would touch the parent's sockets.
-_not_ours: Final[list[object]] = []
 
 _URLS_KEPT: Final = 4096
 
@@ -47,7 +43,6 @@ class AiohttpTransport:
     """Sends by one aiohttp session; how many requests are in flight is the caller's business."""
 
     def __init__(self, config: GymConfig) -> None:
-        self._pid = os.getpid()
         self._max_bytes = int(config.max_reply_mb * 1_000_000)
         self._urls: dict[str, URL] = {}
         self._deadlines: dict[float, Deadlines] = {}
@@ -129,10 +124,7 @@ class AiohttpTransport:
         if self._session.closed:
             return
         self._session.detach()
-        if os.getpid() == self._pid:
-            _drain(self._connector.close())
-        else:
-            _not_ours.append(self._connector)
+        _drain(self._connector.close())
 
     async def _read(self, answer: aiohttp.ClientResponse) -> bytes:
         length = answer.content_length

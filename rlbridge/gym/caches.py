@@ -45,6 +45,10 @@ class Cache(Protocol):
         """Write down what is still to be written."""
         ...
 
+    def abandon(self) -> None:
+        """The same without a loop, and without a wait."""
+        ...
+
 
 def open_cache(config: GymConfig) -> Cache | None:
     """The cache that `config` asks for; none for servers declared non-deterministic.
@@ -99,6 +103,9 @@ class MemoryCache:
     async def aclose(self) -> None:
         """Nothing to write."""
 
+    def abandon(self) -> None:
+        """Nothing to write."""
+
 
 class SqliteCache:
     """Rewards in a file that several processes may share, with a `MemoryCache` in front.
@@ -145,6 +152,11 @@ class SqliteCache:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, self._db.close)
         self._thread.shutdown()
+
+    def abandon(self) -> None:
+        """Write what is pending and close the file, on the cache's own thread."""
+        self._thread.submit(self._db.close)
+        self._thread.shutdown(wait=False)
 
     def _read(self, key: bytes) -> ValidReward | None:
         try:

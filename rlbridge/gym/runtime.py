@@ -1,8 +1,12 @@
 """What a client holds while it is open on one event loop."""
 
 import asyncio
+import ctypes
+import os
 from dataclasses import replace
 from time import monotonic
+from typing import Final
+from weakref import WeakSet
 
 from rlbridge.config import GymConfig
 from rlbridge.contracts.reward import Reward
@@ -14,6 +18,9 @@ from rlbridge.gym.servers import make_servers
 from rlbridge.gym.stats import Stats
 from rlbridge.gym.transport import Transport
 from rlbridge.gym.transports import open_transport
+
+# For a forked child to find.
+_open: Final[WeakSet["Runtime"]] = WeakSet()
 
 
 class Runtime:
@@ -36,6 +43,8 @@ class Runtime:
         self._cache = cache
         self._flights = Flights[Reward]()
         self._stats = stats
+        self._pid = os.getpid()
+        _open.add(self)
 
     async def ask(self, call: Call, read: Reader = read_reward) -> Reward:
         """The reward that a fresh request brings, or why it brings none."""
@@ -84,8 +93,12 @@ class Runtime:
             await self._cache.aclose()
 
     def abandon(self) -> None:
-        """Let go of a loop that is gone, or of another process's."""
+        """Let go of a loop that is gone; of another process's there is nothing to let go."""
+        if self._pid != os.getpid():
+            return
         self._transport.abandon()
+        if self._cache is not None:
+            self._cache.abandon()
 
 
 def open_runtime(config: GymConfig, stats: Stats) -> Runtime:
@@ -95,3 +108,18 @@ def open_runtime(config: GymConfig, stats: Stats) -> Runtime:
         ConfigError: an optional library is missing, or the cache's file can't be opened.
     """
     return Runtime(config, stats, open_transport(config), open_cache(config))
+
+
+def _leave_to_parent() -> None:
+    """In a forked child: keep what the parent had open, untouched, to the very end.
+
+    Closing it would close the parent's, and letting it be collected warns of a leak: so each
+    gets a reference that nobody gives back.
+    """
+    for runtime in list(_open):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, ClassVar, Self, TypeVar
+from weakref import WeakSet
 
 from rlbridge.config import GymConfig
 from rlbridge.contracts.reward import Reward
@@ -63,7 +64,8 @@ class SyncGymClient:
     client there, or call this by `asyncio.to_thread`.
     """
 
-    _shared: ClassVar[dict[tuple[int, str], "SyncGymClient"]] = {}
+    _all: ClassVar[WeakSet["SyncGymClient"]] = WeakSet()
+    _shared: ClassVar[dict[tuple[int, str, str], "SyncGymClient"]] = {}
     _shared_lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, config: GymConfig | None = None, **fields: Any) -> None:
@@ -72,11 +74,13 @@ class SyncGymClient:
         self._lock = threading.Lock()
         self._thread: _Thread | None = None
         self._closed = False
+        self._all.add(self)
 
     @classmethod
     def shared(cls, config: GymConfig) -> "SyncGymClient":
         """The one client of this process for `config`; closed at exit."""
-        key = (os.getpid(), config.model_dump_json())
+        secrets = {name: value.get_secret_value() for name, value in config.headers.items()}
+        key = (os.getpid(), config.model_dump_json(), repr(secrets))  # a dump hides its secrets
         with cls._shared_lock:
             client = cls._shared.get(key)
             if client is None or client._closed:
@@ -151,7 +155,7 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 def _fresh_locks() -> None:
     """After a fork: a lock that another thread held would stay locked for ever."""
     SyncGymClient._shared_lock = threading.Lock()
-    for client in SyncGymClient._shared.values():
+    for client in list(SyncGymClient._all):
         client._lock = threading.Lock()
 
 

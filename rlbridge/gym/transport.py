@@ -63,7 +63,7 @@ class Transport(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Let go without a loop: the one that the connections belong to is gone or not ours."""
+        """Let go without a loop: the one that the connections belong to is gone."""
         ...
 
 
