@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from rlbridge.errors import ConfigError
 from rlbridge.gym import GymClient
 from rlbridge.gym.embedded.aggregate import aggregate_metrics
-from rlbridge.gym.embedded.serve import load_app
+from rlbridge.gym.embedded.serve import PARENT_POLL_S, load_app
 from rlbridge.testing import make_row
 
 SAME = [
@@ -50,6 +51,10 @@ ECHOED = [
     "math__verify_reasoning_plus_message",
     "weather__function_call_with_token_ids",
 ]
+
+
+CLI = [sys.executable, "-c", "from rlbridge.cli.main import main; main()", "gym"]
+SERVE = [*CLI, "serve", "arithmetic", "--port", "0"]
 
 
 @pytest.fixture
@@ -144,8 +149,7 @@ def test_an_unknown_server_is_a_config_error() -> None:
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     ready = tmp_path / "ready.json"
-    command = [sys.executable, "-c", "from rlbridge.cli.main import main; main()"]
-    command += ["gym", "serve", "arithmetic", "--port", "0", "--ready-file", str(ready)]
+    command = [*SERVE, "--ready-file", str(ready)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -177,6 +181,39 @@ async def test_a_served_gym_judges_and_ends_with_status_0(
     assert process.wait(10) == 0
 
 
+def test_ctrl_c_ends_a_served_gym_with_status_0(
+    served: tuple[str, "subprocess.Popen[str]"],
+) -> None:
+    _, process = served
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize("bound", [True, False], ids=["exit_with_parent", "on_its_own"])
+def test_a_served_gym_ends_with_its_parent_if_told_to(tmp_path: Path, bound: bool) -> None:
+    ready = tmp_path / "ready.json"
+    command = [*SERVE, "--ready-file", str(ready), *(["--exit-with-parent"] if bound else [])]
+    parent = "import subprocess, sys; subprocess.Popen(sys.argv[1:]).wait()"
+    pid, ended = 0, []
+    with subprocess.Popen(
+        [sys.executable, "-c", parent, *command], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            pid = json.loads(ready.read_text())["pid"]
+            process.kill()
+            # The pipe is at its end once the server, which has it too, is gone.
+            ended, _, _ = select.select(
+                [process.stdout], [], [], 15 if bound else 2 * PARENT_POLL_S
+            )
+            assert bool(ended) is bound
+        finally:
+            process.kill()
+            if pid and not ended:
+                os.kill(pid, signal.SIGKILL)
+
+
 def test_a_served_gym_can_be_checked(
     served: tuple[str, "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
@@ -199,6 +236,5 @@ def test_a_served_gym_can_be_checked(
 
 
 def run_check(url: str, rows: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", "from rlbridge.cli.main import main; main()"]
-    command += ["gym", "check", url, "--rows", str(rows), "--json"]
+    command = [*CLI, "check", url, "--rows", str(rows), "--json"]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
