@@ -1,6 +1,7 @@
 """The default transport. aiohttp's pool is O(1) a request, httpx's is O(n)."""
 
 import asyncio
+import ssl
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from rlbridge.gym.transport import (
     TransportError,
     is_refused,
     request_headers,
+    tls_context,
 )
 
 _URLS_KEPT: Final = 4096
@@ -29,9 +31,9 @@ _OPENING_AT_ONCE: Final = 128
 class _Connector(aiohttp.TCPConnector):
     """Opens a bounded number of connections at once; any number may be open."""
 
-    def __init__(self, keepalive_s: float) -> None:
+    def __init__(self, keepalive_s: float, tls: ssl.SSLContext) -> None:
         # No limit here: how many requests are out is the client's business.
-        super().__init__(limit=0, keepalive_timeout=keepalive_s, ttl_dns_cache=60)
+        super().__init__(limit=0, keepalive_timeout=keepalive_s, ttl_dns_cache=60, ssl=tls)
         self._opening = asyncio.Semaphore(_OPENING_AT_ONCE)
 
     async def _create_connection(self, *request: Any) -> Any:
@@ -46,7 +48,7 @@ class AiohttpTransport:
         self._max_bytes = int(config.max_reply_mb * 1_000_000)
         self._urls: dict[str, URL] = {}
         self._deadlines: dict[float, Deadlines] = {}
-        self._connector = _Connector(config.keepalive_s)
+        self._connector = _Connector(config.keepalive_s, tls_context(config))
         self._session = aiohttp.ClientSession(
             connector=self._connector,
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -13,6 +13,7 @@ from rlbridge.gym.transport import (
     TransportError,
     is_refused,
     request_headers,
+    tls_context,
 )
 
 
@@ -29,6 +30,7 @@ class HttpxTransport:
                 max_keepalive_connections=None,
                 keepalive_expiry=config.keepalive_s,
             ),
+            verify=tls_context(config),
             http2=config.http2,
             proxy=config.proxy,
             trust_env=False,
