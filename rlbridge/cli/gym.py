@@ -76,13 +76,16 @@ def check(
 
 
 def _readable(report: Any) -> str:
-    judged = sum(row.ok for row in report.rows)
+    twice = [row for row in report.rows if row.deterministic is not None]
+    alike = sum(row.deterministic for row in twice)
     lines = [
-        f"{report.url}: {judged} of {len(report.rows)} rows judged, twice alike",
+        f"{report.url}: {len(twice)} of {len(report.rows)} rows judged",
+        f"same verdict twice: {alike} of {len(twice)}",
         f"latency: median {report.latency_p50_s * 1e3:.0f} ms, "
         f"max {report.latency_max_s * 1e3:.0f} ms",
     ]
-    lines += [f"row {row.index}: {row.problem}" for row in report.rows if row.problem]
-    lines += [f"a row {kind}: {verdict}" for kind, verdict in report.bad_rows.items()]
+    lines += [f"rows[{row.index}]: {row.problem}" for row in report.rows if row.problem]
+    lines.append("rows that are wrong on purpose:")
+    lines += [f"  {kind}: {verdict}" for kind, verdict in report.bad_rows.items()]
     lines += [f"warning: {warning}" for warning in report.warnings]
     return "\n".join(lines)

@@ -23,7 +23,7 @@ class RowReport:
     """What became of one row.
 
     Attributes:
-        index: its line in the file, from 0.
+        index: its place among the rows, from 0.
         ok: the server judged it, twice and alike.
         reward: the first verdict, or None.
         deterministic: the same verdict twice; None if there were not two.
@@ -122,7 +122,7 @@ async def check(gym: GymClient, rows: Sequence[Row]) -> CheckReport:
         statistics.median(latencies),
         max(latencies),
         bad,
-        _warnings(rows, bad),
+        _warnings(rows, reports, bad),
     )
 
 
@@ -156,12 +156,19 @@ async def _bad_rows(gym: GymClient, row: Row) -> dict[str, str]:
         elif reward.failure is FailureClass.BAD_ROW:
             verdicts[name] = f"refused ({reward.status})"
         else:
-            verdicts[name] = f"{reward.failure} ({reward.status})"
+            verdicts[name] = f"neither judged nor refused: {reward.failure} ({reward.status})"
     return verdicts
 
 
-def _warnings(rows: Sequence[Row], bad: Mapping[str, str]) -> list[str]:
+def _warnings(
+    rows: Sequence[Row], reports: Sequence[RowReport], bad: Mapping[str, str]
+) -> list[str]:
     warnings = []
+    if any(report.deterministic is False for report in reports):
+        warnings.append(
+            "the same response got two verdicts; set gym.deterministic: false, or one of them "
+            "is shared by all who ask"
+        )
     if bad["without the verifier's fields"].startswith("judged"):
         warnings.append(
             "a row without the verifier's fields gets a reward: a wrong row will look like a "
