@@ -1,6 +1,7 @@
 """A client's counters as Prometheus metrics or OpenTelemetry instruments; both optional.
 
-Both read `GymClient.stats` when asked, so that a request pays for neither.
+Both read `GymClient.stats` when asked, so that a request pays for neither. The one exception:
+OpenTelemetry has no histogram to be read, so it is told of every latency, once asked for.
 """
 
 from collections.abc import Iterable, Iterator
@@ -8,7 +9,7 @@ from typing import Any
 
 from rlbridge.errors import ConfigError
 from rlbridge.gym.client import GymClient
-from rlbridge.gym.stats import BUCKETS_S, Stats
+from rlbridge.gym.stats import BUCKETS_S, Histogram, Stats
 
 _INSTALL = "install it with `pip install 'rlbridge[metrics]'`"
 
@@ -80,8 +81,27 @@ class PrometheusCollector:
         yield latency
 
 
+class _ToldHistogram(Histogram):
+    """Counts on where another stopped, and tells OpenTelemetry's of each value."""
+
+    __slots__ = ("_told",)
+
+    def __init__(self, so_far: Histogram, instrument: Any) -> None:
+        super().__init__()
+        self.counts = so_far.counts
+        self.total_s = so_far.total_s
+        earlier = so_far._told if isinstance(so_far, _ToldHistogram) else ()
+        self._told: tuple[Any, ...] = (*earlier, instrument)
+
+    def record(self, seconds: float) -> None:
+        """Count one value, in seconds."""
+        super().record(seconds)
+        for instrument in self._told:
+            instrument.record(seconds)
+
+
 def instrument_opentelemetry(gym: GymClient, meter: Any = None) -> None:
-    """Make observable instruments of the counters, on `meter` or the global one.
+    """Make instruments of the counters, on `meter` or the global one.
 
     Raises:
         ConfigError: opentelemetry-api isn't installed.
@@ -106,10 +126,12 @@ def instrument_opentelemetry(gym: GymClient, meter: Any = None) -> None:
         [lambda _options: [metrics.Observation(gym.stats.in_flight)]],
         description="Requests that are out now",
     )
-    for instrument, read in (
-        ("rlbridge_gym_attempt_seconds_sum", lambda: gym.stats.latency.total_s),
-        ("rlbridge_gym_attempt_seconds_count", lambda: gym.stats.latency.count),
-    ):
-        meter.create_observable_counter(
-            instrument, [lambda _options, read=read: [metrics.Observation(read())]]
-        )
+    gym.stats.latency = _ToldHistogram(
+        gym.stats.latency,
+        meter.create_histogram(
+            "rlbridge_gym_attempt_seconds",
+            unit="s",
+            description="Seconds an attempt took, answered or not",
+            explicit_bucket_boundaries_advisory=BUCKETS_S,
+        ),
+    )

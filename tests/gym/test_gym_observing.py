@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, generate_latest
 
 from rlbridge.errors import GymError, GymReplyError
@@ -14,6 +16,7 @@ from rlbridge.gym import GymClient
 from rlbridge.gym.discovery import discover, read_global_config, running_instances
 from rlbridge.gym.metrics import PrometheusCollector, instrument_opentelemetry
 from rlbridge.gym.replies import Failure, Reply
+from rlbridge.gym.stats import BUCKETS_S
 from rlbridge.testing import Faults, GymMock, make_row
 
 
@@ -78,24 +81,40 @@ async def test_prometheus_shows_every_outcome(gym_mock: GymMock) -> None:
     assert 'rlbridge_gym_attempt_seconds_bucket{le="+Inf"} 2.0' in text
 
 
-async def test_opentelemetry_reads_the_same_counters(gym_mock: GymMock) -> None:
-    class Meter:
-        def __init__(self) -> None:
-            self.read: dict[str, Any] = {}
+def exported(reader: InMemoryMetricReader) -> dict[str, list[Any]]:
+    """Data points by metric, as an exporter gets them."""
+    data = reader.get_metrics_data()
+    assert data is not None
+    scopes = [scope for resource in data.resource_metrics for scope in resource.scope_metrics]
+    return {m.name: list(m.data.data_points) for scope in scopes for m in scope.metrics}
 
-        def create_observable_counter(self, name: str, callbacks: Any, **_: Any) -> None:
-            self.read[name] = callbacks[0]
 
-        create_observable_up_down_counter = create_observable_counter
-
-    async with GymClient(gym_mock.config()) as gym:
-        meter = Meter()
-        instrument_opentelemetry(gym, meter)
+async def test_opentelemetry_exports_every_outcome_and_latencies_as_a_histogram(
+    gym_mock: GymMock,
+) -> None:
+    readers = [InMemoryMetricReader() for _ in range(2)]
+    providers = [MeterProvider([reader]) for reader in readers]
+    async with GymClient(gym_mock.config(max_attempts=1)) as gym:
+        await gym.verify(make_row(), "before anybody listened")
+        for provider in providers:
+            instrument_opentelemetry(gym, provider.get_meter("test"))
+        gym_mock.behaviour.faults = Faults(script=["status_500"])
         await gym.verify(make_row(), "a")
-        values = {name: [o.value for o in read(None)] for name, read in meter.read.items()}
-    assert values["rlbridge_gym_attempts"] == [1]
-    assert values["rlbridge_gym_verifies"] == [1, 0]
-    assert values["rlbridge_gym_attempt_seconds_count"] == [1]
+        await gym.verify(make_row(), "b")
+        points = [exported(reader) for reader in readers]
+        counted, total_s = gym.stats.latency.count, gym.stats.latency.total_s
+    for provider in providers:
+        provider.shutdown()
+    for found in points:
+        outcomes = {p.attributes["outcome"]: p.value for p in found["rlbridge_gym_verifies"]}
+        assert outcomes == {"valid": 2, "cancelled": 0, "server_error": 1}
+        assert [p.value for p in found["rlbridge_gym_attempts"]] == [3]
+        assert [p.value for p in found["rlbridge_gym_in_flight"]] == [0]
+        (latency,) = found["rlbridge_gym_attempt_seconds"]
+        assert latency.count == sum(latency.bucket_counts) == 2
+        assert tuple(latency.explicit_bounds) == BUCKETS_S
+        assert 0 < latency.sum < total_s
+    assert counted == 3
 
 
 @pytest.mark.parametrize("module", ["rlbridge", "rlbridge.gym", "rlbridge.testing.plugin"])
