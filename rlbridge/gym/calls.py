@@ -203,9 +203,7 @@ class Caller:
         """Tell the breaker, the limiter and the counters how an attempt went."""
         if type(outcome) is not Failure:
             server.limiter.answered()
-            if server.breaker.state != "closed":
-                log.warning("gym server is up again", extra={"gym_url": server.shown})
-            server.breaker.succeeded()
+            _answered(server)
             return
         kind = outcome.failure
         self._stats.failures[kind] += 1
@@ -218,7 +216,7 @@ class Caller:
             if server.breaker.opened > opened:
                 log.warning("gym server is down", extra={"gym_url": server.shown})
         else:
-            server.breaker.succeeded()
+            _answered(server)
 
     def _log_given_up(self, call: Call, failure: Failure) -> None:
         log.info(
@@ -230,6 +228,12 @@ class Caller:
                 "gym_attempts": call.attempts,
             },
         )
+
+
+def _answered(server: Server) -> None:
+    if server.breaker.state != "closed":
+        log.warning("gym server is up again", extra={"gym_url": server.shown})
+    server.breaker.succeeded()
 
 
 def _failure(error: TransportError | TimeoutError, call: Call, server: Server) -> Failure:

@@ -1,5 +1,6 @@
 """Discovery, metrics, and what an import costs."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from rlbridge.gym.discovery import discover, read_global_config, running_instanc
 from rlbridge.gym.metrics import PrometheusCollector, instrument_opentelemetry
 from rlbridge.gym.replies import Failure, Reply
 from rlbridge.gym.stats import BUCKETS_S
-from rlbridge.testing import Faults, GymMock, make_row
+from rlbridge.testing import Faults, GymMock, GymServer, make_row
 
 
 @pytest.mark.parametrize("form", ["yaml_in_json", "yaml", "json"])
@@ -115,6 +116,25 @@ async def test_opentelemetry_exports_every_outcome_and_latencies_as_a_histogram(
         assert tuple(latency.explicit_bounds) == BUCKETS_S
         assert 0 < latency.sum < total_s
     assert counted == 3
+
+
+@pytest.mark.parametrize("first_answer", [[], ["missing_reward"]], ids=["good", "bad"])
+async def test_the_log_says_when_a_server_went_down_and_came_back(
+    gym_server: GymServer,
+    quick_config: Any,
+    caplog: pytest.LogCaptureFixture,
+    first_answer: list[str],
+) -> None:
+    gym_server.behaviour.faults = Faults(script=first_answer)
+    await gym_server.stop()
+    async with GymClient(quick_config(gym_server.url, breaker_failures=1)) as gym:
+        assert not (await gym.verify(make_row(), "a")).valid
+        await gym_server.start()
+        while not gym.stats.valid:
+            await gym.verify(make_row(), "b")
+            await asyncio.sleep(0.005)
+    told = [record.message for record in caplog.records if record.name == "rlbridge.gym"]
+    assert told == ["gym server is down", "gym server is up again"]
 
 
 @pytest.mark.parametrize("module", ["rlbridge", "rlbridge.gym", "rlbridge.testing.plugin"])
