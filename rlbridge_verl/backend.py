@@ -16,7 +16,7 @@ import orjson
 from rlbridge.config import GymConfig
 from rlbridge.errors import ConfigError
 from rlbridge.hookspecs import NativeRun, StepMetrics
-from rlbridge.run_config import RunConfig
+from rlbridge.run_config import RunConfig, flatten
 from rlbridge_verl.overrides import nested, override, with_native
 
 DRIVER = "rlbridge_verl.driver"
@@ -70,6 +70,12 @@ def native_keys(config: RunConfig, run_dir: Path) -> dict[str, Any]:
 def _refuse(config: RunConfig) -> None:
     if config.nemo_rl:
         raise ConfigError("nemo_rl: native NeMo-RL keys mean nothing to verl; remove the section")
+    mode = flatten(config.verl).get("trainer.v1.trainer_mode", "sync")
+    if mode != "sync":
+        raise ConfigError(
+            f"verl.trainer.v1.trainer_mode={mode}: rlbridge launches verl's sync trainer only; "
+            "for an async one keep your launcher and name NeMoGymReward in its config"
+        )
     if config.rollout.prompts_per_step % config.algorithm.updates_per_step:
         raise ConfigError(
             f"algorithm.updates_per_step: {config.algorithm.updates_per_step} updates can't split "

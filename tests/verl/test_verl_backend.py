@@ -68,6 +68,7 @@ def test_a_value_with_spaces_quotes_and_brackets_survives_hydra(tmp_path: Path) 
         ("nemo_rl.a=1", "mean nothing to verl"),
         ("algorithm.updates_per_step=3", "can't split"),
         ("trainer.nodes=2", "one logical device"),
+        ("verl.trainer.v1.trainer_mode=separate_async", "sync trainer only"),
     ],
 )
 def test_what_verl_cannot_honour_is_refused(tmp_path: Path, override: str, words: str) -> None:
