@@ -1,11 +1,13 @@
 """Where valid rewards are kept between runs or within one. Refuses to keep invalid ones."""
 
 import asyncio
+import logging
 import sqlite3
-import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Protocol
+from time import monotonic
+from typing import Any, Final, Protocol, TypeVar
 
 import orjson
 
@@ -13,11 +15,19 @@ from rlbridge.config import GymConfig
 from rlbridge.contracts.reward import ValidReward
 from rlbridge.errors import ConfigError
 
+log = logging.getLogger("rlbridge.gym")
+
+T = TypeVar("T")
+
 _SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS rewards (
+CREATE TABLE IF NOT EXISTS kept_rewards (
     key BLOB PRIMARY KEY, value REAL NOT NULL, components TEXT NOT NULL, masked INTEGER NOT NULL
-) WITHOUT ROWID
+)
 """
+_LOCKED: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_LOCK_WAIT_S: Final = 1.0
+_PAUSE_S: Final = 30.0
+_TRIM_EVERY: Final = 1000
 
 
 class Cache(Protocol):
@@ -110,24 +120,28 @@ class MemoryCache:
 class SqliteCache:
     """Rewards in a file that several processes may share, with a `MemoryCache` in front.
 
-    All of SQLite runs in one thread of its own, so that a slow disk never holds the loop.
+    All of SQLite runs in one thread of its own, so that a slow disk never holds the loop. A file
+    that fails (locked, full) is left alone for `pause_s`: meanwhile memory serves.
     """
 
     is_deep = True
 
-    def __init__(self, path: str, entries: int, front: MemoryCache) -> None:
+    def __init__(
+        self, path: str, entries: int, front: MemoryCache, *, pause_s: float = _PAUSE_S
+    ) -> None:
         self._front = front
         self._entries = entries
+        self._pause_s = pause_s
+        self._resume_at = 0.0
         self._puts = 0
+        self._prepared = False
         try:
-            self._db = sqlite3.connect(path, timeout=10.0, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.execute(_SCHEMA)
-            self._db.commit()
+            self._db = sqlite3.connect(path, timeout=_LOCK_WAIT_S, check_same_thread=False)
+            self._prepare()
         except sqlite3.Error as error:
-            raise ConfigError(f"gym.cache_path {path}: {error}") from error
-        self._lock = threading.Lock()
+            if getattr(error, "sqlite_errorcode", 0) not in _LOCKED:
+                raise ConfigError(f"gym.cache_path {path}: {error}") from error
+            self._pause(error)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rlbridge-cache")
 
     def peek(self, key: bytes) -> ValidReward | None:
@@ -137,7 +151,7 @@ class SqliteCache:
     async def fetch(self, key: bytes) -> ValidReward | None:
         """The reward kept in the file under `key`, if any; memory has it from now on."""
         loop = asyncio.get_running_loop()
-        reward = await loop.run_in_executor(self._thread, self._read, key)
+        reward = await loop.run_in_executor(self._thread, self._use, self._read, key)
         if reward is not None:
             self._front.put(key, reward)
         return reward
@@ -145,44 +159,71 @@ class SqliteCache:
     def put(self, key: bytes, reward: ValidReward) -> None:
         """Keep `reward`; the file gets it a moment later."""
         self._front.put(key, reward)
-        self._thread.submit(self._write, key, reward)
+        self._thread.submit(self._use, self._write, key, reward)
 
     async def aclose(self) -> None:
         """Write what is pending and close the file."""
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._db.close)
+        await loop.run_in_executor(self._thread, self._end)
         self._thread.shutdown()
 
     def abandon(self) -> None:
         """Write what is pending and close the file, on the cache's own thread."""
-        self._thread.submit(self._db.close)
+        self._thread.submit(self._end)
         self._thread.shutdown(wait=False)
 
-    def _read(self, key: bytes) -> ValidReward | None:
-        try:
-            row = self._db.execute(
-                "SELECT value, components, masked FROM rewards WHERE key = ?", (key,)
-            ).fetchone()
-        except sqlite3.Error:  # a cache that can't answer is a cache miss
+    def _use(self, work: Callable[..., T], *given: Any) -> T | None:
+        """What `work` does with the file; None while the file is left alone."""
+        if monotonic() < self._resume_at:
             return None
+        try:
+            if not self._prepared:
+                self._prepare()
+            with self._db:
+                return work(*given)
+        except sqlite3.Error as error:
+            self._pause(error)
+            return None
+
+    def _pause(self, error: sqlite3.Error) -> None:
+        self._resume_at = monotonic() + self._pause_s
+        log.warning(
+            "gym cache file fails; going on without it for a while",
+            extra={"gym_cache_error": str(error)},
+        )
+
+    def _prepare(self) -> None:
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute(_SCHEMA)
+        self._db.commit()
+        self._prepared = True
+
+    def _read(self, key: bytes) -> ValidReward | None:
+        row = self._db.execute(
+            "SELECT value, components, masked FROM kept_rewards WHERE key = ?", (key,)
+        ).fetchone()
         return None if row is None else ValidReward(row[0], orjson.loads(row[1]), bool(row[2]))
 
     def _write(self, key: bytes, reward: ValidReward) -> None:
         components = orjson.dumps(dict(reward.components)).decode()
         values = (key, reward.value, components, reward.mask_sample)
-        try:
-            with self._db:
-                self._db.execute("INSERT OR REPLACE INTO rewards VALUES (?, ?, ?, ?)", values)
-                self._puts += 1
-                if self._puts % 1000 == 0:
-                    self._trim()
-        except sqlite3.Error:  # full disk, locked by another process: keep going without
-            return
+        self._db.execute("INSERT OR REPLACE INTO kept_rewards VALUES (?, ?, ?, ?)", values)
+        self._puts += 1
+        if self._puts % _TRIM_EVERY == 0:
+            self._trim()
 
     def _trim(self) -> None:
-        count = self._db.execute("SELECT COUNT(*) FROM rewards").fetchone()[0]
+        count = self._db.execute("SELECT COUNT(*) FROM kept_rewards").fetchone()[0]
         if count > self._entries:
+            # Rows are numbered as they come; a replaced one gets a new number.
             self._db.execute(
-                "DELETE FROM rewards WHERE key IN (SELECT key FROM rewards LIMIT ?)",
+                "DELETE FROM kept_rewards WHERE rowid IN "
+                "(SELECT rowid FROM kept_rewards ORDER BY rowid LIMIT ?)",
                 (count - self._entries,),
             )
+
+    def _end(self) -> None:
+        if self._puts:
+            self._use(self._trim)
+        self._db.close()
