@@ -71,15 +71,7 @@ class HttpxTransport:
         finally:
             # The pool is per host and the client would otherwise remember what servers set.
             self._client.cookies.clear()
-        got = answer.headers
-        return Reply(
-            answer.status_code,
-            got.get("Content-Type", ""),
-            content,
-            tuple(got.get_list("Set-Cookie")),
-            got.get("Retry-After", ""),
-            got.get("Location", ""),
-        )
+        return _reply(answer, content)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -97,6 +89,18 @@ class HttpxTransport:
                 raise BrokenReplyError(f"the answer is longer than {self._max_bytes} bytes")
             parts.append(part)
         return b"".join(parts)
+
+
+def _reply(answer: httpx.Response, content: bytes) -> Reply:
+    got = answer.headers
+    return Reply(
+        answer.status_code,
+        got.get("Content-Type", ""),
+        content,
+        tuple(got.get_list("Set-Cookie")),
+        got.get("Retry-After", ""),
+        got.get("Location", ""),
+    )
 
 
 def _protocol_error(error: httpx.HTTPError) -> TransportError:
