@@ -49,7 +49,7 @@ class GymConfig(StrictModel):
     proxy: str | None = None
     """Proxy URL for all requests."""
     http2: bool = False
-    """HTTP/2; needs `transport: httpx` and the extra rlbridge[http2]."""
+    """HTTP/2, over https only; needs `transport: httpx` and the extra rlbridge[http2]."""
 
     verify_timeout_s: float = Field(default=60.0, gt=0)
     """Deadline of one attempt at /verify, /seed_session or /aggregate_metrics."""

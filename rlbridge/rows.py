@@ -14,8 +14,12 @@ from rlbridge.contracts import wire
 from rlbridge.errors import ConfigError
 
 
-def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def read_rows(path: Path, limit: int | None = None) -> list[tuple[str, dict[str, Any]]]:
     """Rows of a JSON-lines file, each with its place (`file:line`) for messages.
+
+    Args:
+        path: the file.
+        limit: read so many rows at most.
 
     Raises:
         ConfigError: the file can't be read, holds no rows, or a line is no JSON object.
@@ -36,6 +40,8 @@ def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise ConfigError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
         rows.append((where, row))
+        if limit is not None and len(rows) >= limit:
+            break
     if not rows:
         raise ConfigError(f"{path} holds no rows")
     return rows

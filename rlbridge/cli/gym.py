@@ -61,14 +61,14 @@ def check(
     from rlbridge.config import GymConfig
     from rlbridge.gym import GymClient
     from rlbridge.gym.check import check as probe
-    from rlbridge.gym.check import read_rows
+    from rlbridge.rows import read_rows
 
     async def run() -> Any:
         fields = {"url": url, "deterministic": False, "outage_patience_s": 0.0}
         async with GymClient(GymConfig.parse(fields, where="gym check")) as gym:
             return await probe(gym, todo)
 
-    todo = read_rows(rows, limit)
+    todo = [row for _, row in read_rows(rows, limit)]
     report = asyncio.run(run())
     typer.echo(json.dumps(report.as_json()) if as_json else _readable(report))
     if not report.ok:

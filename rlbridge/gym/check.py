@@ -3,14 +3,10 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
-
-import orjson
 
 from rlbridge.contracts.reward import FailureClass, Reward
 from rlbridge.contracts.wire import RESPONSE, RESPONSES_CREATE_PARAMS
-from rlbridge.errors import ConfigError
 from rlbridge.gym.bodies import unknown_params_of
 from rlbridge.gym.client import GymClient
 
@@ -67,34 +63,6 @@ class CheckReport:
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
         return {"ok": self.ok, **asdict(self)}
-
-
-def read_rows(path: Path, limit: int | None = None) -> list[Row]:
-    """The rows of a Gym JSONL file.
-
-    Raises:
-        ConfigError: there is no such file, no row in it, or a line that is no JSON object.
-    """
-    rows: list[Row] = []
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise ConfigError(f"{path}:{number}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ConfigError(f"{path}:{number}: a row is a JSON object")
-        rows.append(row)
-        if limit is not None and len(rows) >= limit:
-            break
-    if not rows:
-        raise ConfigError(f"{path} holds no rows")
-    return rows
 
 
 async def check(gym: GymClient, rows: Sequence[Row]) -> CheckReport:
