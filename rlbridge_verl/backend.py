@@ -246,6 +246,9 @@ def _environment(config: RunConfig, run_dir: Path) -> dict[str, str]:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": "1",
             "TORCHDYNAMO_DISABLE": "1",  # a first request would compile for a minute
+            # Ray turns 127.0.0.1 into the node's address unless clusters are switched off, by the
+            # switch it has for systems without them.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "VLLM_HOST_IP": "127.0.0.1",
             "GLOO_SOCKET_IFNAME": "lo",
             "HF_HUB_OFFLINE": "1",

@@ -4,7 +4,8 @@ Both are guarded by the versions they were checked with and refuse others by nam
 
 1. verl asks torch for the backend `cpu:gloo,<device>:<backend>`, which on a CPU platform reads
    `cpu:gloo,cpu:gloo`; torch refuses the duplicate. verl/utils/distributed.py builds the string
-   in line, with no hook.
+   in line, with no hook. A group of one process (verl's trainer, vLLM's worker) gets a store
+   without a socket on the way: torch's own would listen on every interface.
 2. vLLM's CPU build packs linear weights into oneDNN handles after loading and drops the
    originals, so that a later weight sync has nothing to write to and waits forever. Declaring
    oneDNN unsupported takes vLLM's own fallback, which keeps plain weights.
@@ -56,6 +57,8 @@ def _mend_gloo_backend() -> None:
 
     @functools.wraps(original)
     def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("world_size") == 1 and kwargs.get("store") is None:
+            kwargs |= {"store": torch.distributed.HashStore(), "init_method": None}
         same = backend is not None and backend.replace(" ", "") == "cpu:gloo,cpu:gloo"
         return original("cpu:gloo" if same else backend, *args, **kwargs)
 

@@ -89,6 +89,21 @@ class TrainingRun:
                 continue
         return None
 
+    def listening_beyond_loopback(self) -> list[str]:
+        """Sockets of the run that somebody else on the network could reach."""
+        found = []
+        for child in self._family.values():
+            try:
+                connections = child.net_connections("tcp")
+                name = child.name()
+            except psutil.Error:
+                continue
+            for one in connections:
+                ip = one.laddr.ip.removeprefix("::ffff:") if one.laddr else ""
+                if one.status == psutil.CONN_LISTEN and not ip.startswith("127.") and ip != "::1":
+                    found.append(f"{name} {one.laddr}")
+        return found
+
     def wait(self, patience_s: float = 0.0) -> int:
         """The exit status; asserts that no process of the run outlived it by `patience_s`."""
         deadline = time.monotonic() + RUN_TIMEOUT_S

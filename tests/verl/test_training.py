@@ -42,6 +42,7 @@ def test_a_gym_killed_and_restarted_and_a_bad_row_cost_no_run_and_invent_no_rewa
     validation = [f"data.validation={tmp_path / 'held_out'}", "trainer.validate_every=5"]
     run = training(f"gym.url={gym.url}", f"trainer.steps={steps}", *validation)
     run.wait_for(lambda: run.steps() >= 2)
+    assert run.listening_beyond_loopback() == []
     gym.kill()
     time.sleep(10)
     gym.start()
@@ -106,7 +107,8 @@ def test_the_same_run_trains_on_a_real_nemo_gym_server_and_stops_when_a_worker_d
         assert worker is not None
         worker.kill()
         assert run.wait() == 1
-    assert "a part of the run died" in run.screen
+    # The trainer may notice before the launcher does; either names the worker.
+    assert "RunError" in run.screen
     assert "AgentLoopWorker" in run.screen
     assert run.summary()["steps"] >= 2
 
