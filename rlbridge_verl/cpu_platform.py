@@ -10,6 +10,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import torch
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
@@ -33,7 +34,6 @@ class _CpuDevice(str):
 
 
 CPU = _CpuDevice("cpu")
-_GIB = 1 << 30
 
 
 def _nothing(*_args: Any, **_kwargs: Any) -> None:
@@ -42,6 +42,12 @@ def _nothing(*_args: Any, **_kwargs: Any) -> None:
 
 def _no_bytes(*_args: Any, **_kwargs: Any) -> int:
     return 0
+
+
+def _free_and_total(*_args: Any) -> tuple[int, int]:
+    """Free and total bytes of the device's memory: here the machine's."""
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
 
 
 class _DeviceModule(types.ModuleType):
@@ -77,7 +83,7 @@ def _device_module() -> types.ModuleType:
         "is_available": lambda: False,
         "current_device": lambda: CPU,
         "device_count": lambda: 1,
-        "mem_get_info": lambda *_: (8 * _GIB, 16 * _GIB),
+        "mem_get_info": _free_and_total,
         "get_device_name": lambda *_: "cpu",
         "get_rng_state": torch.get_rng_state,
         "set_rng_state": torch.set_rng_state,

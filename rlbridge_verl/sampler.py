@@ -131,5 +131,5 @@ def _metrics(totals: Counter[str]) -> dict[str, float]:
         "gym/valid": float(valid),
         "gym/invalid": float(totals["invalid"]),
         "gym/lone_survivors": float(totals["lone"]),
-        "gym/valid_share": valid / expected if expected else 0.0,
+        "gym/valid_share": valid / expected,
     }

@@ -84,9 +84,10 @@ class Screen:
         done = len(progress.steps)
         head = Text(f"{self._title}  {elapsed_s:.0f} s  ", style="bold")
         head.append(_phase(progress), style="cyan")
-        if done:
+        paces = [row.metrics.step_s for row in self._rows if row.metrics.step_s is not None]
+        if paces:
             rest = self._total - done
-            pace = sum(row.metrics.step_s or 0.0 for row in self._rows) / len(self._rows)
+            pace = sum(paces) / len(paces)
             head.append(f"  about {rest * pace / 60:.1f} min left", style="dim")
         bar = Table.grid()  # a bar alone doesn't end its line
         bar.add_row(ProgressBar(total=self._total, completed=done, width=60))
