@@ -11,6 +11,7 @@
     │   ├── GymStatusError       an answer with a status of 400 or more
     │   └── GymReplyError        an answer nobody can use: not JSON, or not what the route promises
     ├── UpstreamError          the operator of an engine or a trainer; may be retried
+    │   ├── EngineError          an inference engine refused or failed a call
     │   └── RunError             a training run stopped before its end
     └── PluginError            the plugin's author
         └── FrameworkMissingError  the plugin is fine, its framework isn't installed (the user)
@@ -77,6 +78,35 @@ class GymReplyError(GymError):
 
 class UpstreamError(RLBridgeError):
     """An inference engine or a trainer failed."""
+
+
+class EngineError(UpstreamError):
+    """An inference engine refused a call, failed at it, or nobody answered.
+
+    Attributes:
+        status: the HTTP status; 0 where there was no answer.
+        code: the engine's own word for it (OpenAI's `error.code` or `error.type`).
+        param: the request's field it complains of, where it said.
+        retryable: whether the same call may be sent again, to this engine or another.
+        url: the request's URL, without credentials.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        code: str = "",
+        param: str | None = None,
+        retryable: bool = False,
+        url: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.retryable = retryable
+        self.url = url
 
 
 class RunError(UpstreamError):

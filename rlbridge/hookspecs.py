@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import pluggy
 
+from rlbridge.evaluators.evaluator import EvaluatorSpec
 from rlbridge.run_config import RunConfig
 
 PROJECT = "rlbridge"
@@ -93,3 +94,7 @@ class Hooks:
     @hookspec
     def rlbridge_frameworks(self) -> list[Framework]:  # type: ignore[empty-body]
         """Frameworks this plugin connects."""
+
+    @hookspec
+    def rlbridge_evaluators(self) -> list[EvaluatorSpec]:  # type: ignore[empty-body]
+        """Evaluators this plugin adds."""

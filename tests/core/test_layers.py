@@ -5,14 +5,15 @@ from pathlib import Path
 
 LAYERS = [
     {"errors"},
-    {"contracts", "config", "run_config"},
-    {"onpolicy", "transforms", "evaluators", "hookspecs", "rows", "jsonl", "ledger"},
-    {"gym", "gateway", "plugins"},
+    {"contracts", "config", "run_config", "jsonl"},
+    {"onpolicy", "parsing", "transforms", "evaluators", "rows", "ledger", "prompts"},
+    {"gym", "engines", "hookspecs"},
+    {"gateway", "plugins"},
     {"rollouts", "testing", "launch"},
     {"cli", "rlbridge_verl", "rlbridge_nemo_rl"},
 ]
 # Inside these layers one neighbour builds on another; the order is part of the layout.
-ALLOWED = {("run_config", "config"), ("ledger", "jsonl"), ("plugins", "hookspecs")}
+ALLOWED = {("run_config", "config"), ("gateway", "plugins")}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 
