@@ -7,7 +7,7 @@ PYTHON ?= python3
 DEVICE ?= cpu
 BIN := .venv/bin
 
-.PHONY: help setup demo test check fix docs pins bench clean
+.PHONY: help setup browser demo test check fix docs pins bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -15,6 +15,9 @@ help: ## Show this list
 setup: ## Make .venv, and .venv-gym where Python 3.12+ is installed
 	@$(PYTHON) tools/env.py train --device $(DEVICE)
 	@$(PYTHON) tools/env.py gym || [ $$? -eq 75 ]
+
+browser: ## Install Debian's Chromium, for the tests of pages; they skip without it
+	@$(PYTHON) tools/env.py browser || [ $$? -eq 75 ]
 
 runs/demo/policy/model.safetensors: examples/tiny_policy.py
 	@$(PYTHON) tools/env.py train --device $(DEVICE)

@@ -3,6 +3,7 @@
 
     tools/env.py train    .venv      Python 3.11: rlbridge, verl, vLLM's CPU build, CPU torch
     tools/env.py gym      .venv-gym  Python 3.12+: nemo-gym, for the tests against real servers
+    tools/env.py browser  Debian's Chromium and its driver, for tests of pages (needs root)
     tools/env.py pins     write tools/constraints.txt again from pyproject.toml
 
 uv installs in a minute what takes pip ten. It is taken from PATH, else from a small environment
@@ -26,6 +27,7 @@ TOOLS = ROOT / "tools"
 STAMP = ".rlbridge-stamp"
 GYM = ["nemo-gym==0.4.0", "math-verify==0.8.0"]
 NO_GYM = 75  # no Python 3.12+ here: the caller goes on without
+NO_BROWSER = 75  # likewise
 
 
 def say(text: str) -> None:
@@ -172,15 +174,37 @@ def make_gym() -> None:
     say(f".venv-gym is ready after {time.monotonic() - started:.0f} s")
 
 
+def make_browser() -> None:
+    if shutil.which("chromium") and shutil.which("chromedriver"):
+        return
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        say("no chromium and chromedriver on PATH, and no way to install them: page tests skip")
+        sys.exit(NO_BROWSER)
+    say("installing Debian's chromium and chromium-driver")
+    install = ["apt-get", "install", "-qq", "-y", "--no-install-recommends"]
+    packages = ["chromium", "chromium-driver"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    for argv in ([*install, *packages], ["apt-get", "update", "-qq"], [*install, *packages]):
+        done = subprocess.run(
+            argv, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, check=False, **quiet
+        )
+        if shutil.which("chromium") and shutil.which("chromedriver"):
+            return
+    say(f"could not install chromium: {done.stderr.strip()[-300:]}: page tests skip")
+    sys.exit(NO_BROWSER)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("which", choices=["train", "gym", "pins"])
+    parser.add_argument("which", choices=["train", "gym", "browser", "pins"])
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     arguments = parser.parse_args()
     if arguments.which == "train":
         make_train(arguments.device)
     elif arguments.which == "gym":
         make_gym()
+    elif arguments.which == "browser":
+        make_browser()
     else:
         write_pins()
 
