@@ -1,0 +1,254 @@
+"""Rows of rollout files, one at a time: JSON lines, gzip, zstd and Parquet. Refuses no other line.
+
+Memory stays constant: one line, or one Parquet batch, at a time. A line that is no JSON object
+goes to the rejects with its place and the work goes on. What a row means is `rows`' business.
+"""
+
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import orjson
+
+from rlbridge.contracts import wire
+from rlbridge.errors import ConfigError
+from rlbridge.transforms.rejects import BadRowError, Rejects
+
+Row = dict[str, Any]
+
+_BUFFER = 1 << 20
+_PARQUET_ROWS = 64
+_BOM = b"\xef\xbb\xbf"
+# Columns that a Parquet file may hold as JSON text, since their values have no common schema.
+_JSON_COLUMNS = frozenset(
+    {wire.RESPONSES_CREATE_PARAMS, wire.RESPONSE, wire.AGENT_REF, wire.REWARD_COMPONENTS, "output"}
+)
+
+
+class Line(NamedTuple):
+    """One row and its place.
+
+    Attributes:
+        row: the JSON object.
+        path: the file.
+        number: the line's number, from 1; of a Parquet file the row's.
+        offset: the line's first byte in the decompressed file; -1 in a Parquet file.
+    """
+
+    row: Row
+    path: Path
+    number: int
+    offset: int
+
+    @property
+    def where(self) -> str:
+        """`file:line`, for messages."""
+        return f"{self.path}:{self.number}"
+
+
+class Reader:
+    """Reads the rows of files in order.
+
+    Args:
+        paths: the files; the suffix says how they are packed (`.gz`, `.zst`, `.parquet`).
+        rejects: takes the lines that are no rows; by default none may be.
+        progress: called now and then with the bytes read since the last call, of the files as
+            they lie on disk.
+
+    Attributes:
+        lines: lines read so far, bad ones included and blank ones not.
+        bytes_read: of the files as they lie on disk.
+
+    Raises:
+        ConfigError: from iterating; a file is missing or unreadable, or too many lines are bad.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[Path],
+        *,
+        rejects: Rejects | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.paths = [Path(path) for path in paths]
+        self.rejects = rejects if rejects is not None else Rejects(allowed_share=0.0)
+        self.lines = 0
+        self.bytes_read = 0
+        self._position = 0
+        self._progress = progress
+
+    @property
+    def bytes_total(self) -> int:
+        """The size of all files as they lie on disk."""
+        return sum(path.stat().st_size for path in self.paths if path.exists())
+
+    def __iter__(self) -> Iterator[Line]:
+        for path in self.paths:
+            try:
+                yield from self._parquet(path) if _is_parquet(path) else self._lines(path)
+            except FileNotFoundError as error:
+                raise ConfigError(f"no file {path}") from error
+            except (OSError, EOFError) as error:  # a gzip file cut short is an EOFError
+                raise ConfigError(f"can't read {path} after line {self.lines}: {error}") from error
+        self.rejects.finish(self.lines)
+
+    def reject(self, line: Line, error: BadRowError) -> None:
+        """Put a row aside that was read but can't be used."""
+        text = orjson.dumps(line.row, default=str)
+        self.rejects.add(line.path, line.number, line.offset, error, text, lines=self.lines)
+
+    def _lines(self, path: Path) -> Iterator[Line]:
+        loads = orjson.loads
+        offset = number = 0
+        with path.open("rb", buffering=_BUFFER) as packed:
+            stream = open_unpacked(path, packed)
+            for text in stream:
+                number += 1
+                start, offset = offset, offset + len(text)
+                if number == 1 and text.startswith(_BOM):
+                    text = text[len(_BOM) :]
+                try:
+                    row = loads(text)
+                    self.lines += 1
+                    if type(row) is not dict:
+                        raise _no_object(row)
+                except orjson.JSONDecodeError as error:
+                    if not text.strip():
+                        continue
+                    self.lines += 1
+                    row = self._second_try(path, number, start, text, error)
+                except BadRowError as error:
+                    self._bad(path, number, start, text, error)
+                    row = None
+                if row is not None:
+                    yield Line(row, path, number, start)
+                if not number & 0x3FF:
+                    self._report(packed.tell())
+            self._report(packed.tell(), done=True)
+
+    def _second_try(
+        self, path: Path, number: int, offset: int, text: bytes, error: orjson.JSONDecodeError
+    ) -> Row | None:
+        """What Python's own JSON writes and JSON doesn't allow: NaN and lone surrogates."""
+        try:
+            row = json.loads(text)
+            if not isinstance(row, dict):
+                raise _no_object(row)
+        except BadRowError as bad:
+            self._bad(path, number, offset, text, bad)
+            return None
+        except ValueError:
+            cut = "" if text.endswith(b"\n") else "; the file was cut short here"
+            reason = BadRowError(f"not JSON: {error}{cut}", kind="not JSON")
+            self._bad(path, number, offset, text, reason)
+            return None
+        return row
+
+    def _bad(self, path: Path, number: int, offset: int, text: bytes, error: BadRowError) -> None:
+        self.rejects.add(path, number, offset, error, text, lines=self.lines)
+
+    def _parquet(self, path: Path) -> Iterator[Line]:
+        parquet = _pyarrow_parquet()
+        number = 0
+        size = path.stat().st_size
+        with parquet.ParquetFile(path) as file:
+            total = file.metadata.num_rows
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    self.lines += 1
+                    try:
+                        yield Line(_unpacked(row), path, number, -1)
+                    except BadRowError as error:
+                        text = orjson.dumps(row, default=str)
+                        self._bad(path, number, -1, text, error)
+                self._report(size * number // max(total, 1))
+        self._report(size, done=True)
+
+    def _report(self, position: int, *, done: bool = False) -> None:
+        """Tell how far into the current file the reading is."""
+        before = self._position
+        self.bytes_read += position - before
+        self._position = 0 if done else position
+        if self._progress is not None and position > before:
+            self._progress(position - before)
+
+
+def read_row(path: Path, offset: int) -> Row:
+    """The row whose line begins at `offset` of an unpacked JSON-lines file.
+
+    Raises:
+        ConfigError: there is no JSON object.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        text = file.readline()
+    try:
+        row = orjson.loads(text.removeprefix(_BOM))
+    except orjson.JSONDecodeError:
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"{path}: no JSON line at byte {offset}: {error}") from error
+    if not isinstance(row, dict):
+        raise ConfigError(f"{path}: no JSON object at byte {offset}")
+    return row
+
+
+def open_unpacked(path: Path, packed: BinaryIO) -> BinaryIO:
+    """The bytes of an open file, unpacked if its name ends in `.gz` or `.zst`."""
+    if path.suffix == ".gz":
+        return cast(
+            "BinaryIO", io.BufferedReader(cast("Any", gzip.GzipFile(fileobj=packed)), _BUFFER)
+        )
+    if path.suffix == ".zst":
+        reader = zstandard().ZstdDecompressor().stream_reader(packed, read_across_frames=True)
+        return io.BufferedReader(reader, _BUFFER)
+    return packed
+
+
+def zstandard() -> Any:
+    """The module `zstandard`.
+
+    Raises:
+        ConfigError: it isn't installed.
+    """
+    try:
+        import zstandard as module
+    except ImportError as error:
+        raise ConfigError("zstd files need zstandard: pip install 'rlbridge[data]'") from error
+    return module
+
+
+def _pyarrow_parquet() -> Any:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ConfigError("Parquet files need pyarrow: pip install 'rlbridge[data]'") from error
+    return parquet
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix in (".parquet", ".pq")
+
+
+def _unpacked(row: Row) -> Row:
+    """A Parquet row with its JSON texts read."""
+    for name in _JSON_COLUMNS & row.keys():
+        if isinstance(row[name], str) and row[name][:1] in ("{", "["):
+            try:
+                row[name] = orjson.loads(row[name])
+            except orjson.JSONDecodeError as error:
+                raise BadRowError(f"not JSON: {error}", at=f"$.{name}", kind="not JSON") from error
+    return row
+
+
+def _no_object(row: Any) -> BadRowError:
+    return BadRowError(
+        f"a row must be a JSON object, not {type(row).__name__}"
+        + ("; write one object a line" if isinstance(row, list) else ""),
+        kind="no object",
+    )
