@@ -35,11 +35,13 @@ def serve(
 
         rlbridge gym check http://127.0.0.1:18080 --rows rows.jsonl
     """
-    from rlbridge.gym.embedded.serve import announce, load_app
-    from rlbridge.gym.embedded.serve import serve as run
+    from rlbridge.gym.embedded.serve import load_app
+    from rlbridge.serving import announce
+    from rlbridge.serving import serve as run
 
     parent = os.getppid() if exit_with_parent else None
-    run(load_app(name), host=host, port=port, ready=announce(name, ready_file), parent=parent)
+    ready = announce(ready_file, lambda url: f"ready: {name} at {url}")
+    run(load_app(name), host=host, port=port, ready=ready, parent=parent)
 
 
 @app.command()

@@ -10,9 +10,10 @@ import os
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rlbridge.errors import RunError
 
@@ -63,14 +64,64 @@ def why_unavailable() -> str:
 
 @contextlib.contextmanager
 def running_nemo_gym(name: str) -> Iterator[str]:
-    """Base URL of the server `name` of `SERVERS`; its process is gone on leaving.
+    """Base URL of the resources server `name` of `SERVERS`; its process is gone on leaving.
 
     Raises:
         RunError: it didn't start; with the end of what it said.
     """
     module, class_name, extra = SERVERS[name]
+    with _running(module, class_name, name, extra, {}) as (url, _):
+        yield url
+
+
+@contextlib.contextmanager
+def running_vllm_model(upstream: str, model: str) -> Iterator[tuple[str, int]]:
+    """Base URL and process ID of NeMo Gym's `vllm_model` in training mode.
+
+    Args:
+        upstream: base URL of the OpenAI-compatible server behind it, with /v1.
+        model: the name it asks that server for.
+    """
+    extra = {
+        "base_url": upstream,
+        "api_key": "none",
+        "model": model,
+        "return_token_id_information": True,
+        "uses_reasoning_parser": False,
+    }
+    module = "responses_api_models.vllm_model.app"
+    with _running(module, "VLLMModel", "policy_model", extra, {}) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def running_simple_agent(resources: str, model: str, *, max_steps: int = 6) -> Iterator[str]:
+    """Base URL of NeMo Gym's `simple_agent`.
+
+    Args:
+        resources: base URL of the resources server whose tools and verdicts it uses.
+        model: base URL of the model server it asks.
+        max_steps: model calls a rollout at most.
+    """
+    extra = {
+        "max_steps": max_steps,
+        "resources_server": {"type": "resources_servers", "name": "resources"},
+        "model_server": {"type": "responses_api_models", "name": "policy_model"},
+    }
+    peers = {"resources": resources, "policy_model": model}
+    module = "responses_api_agents.simple_agent.app"
+    with _running(module, "SimpleAgent", "simple_agent", extra, peers) as (url, _):
+        yield url
+
+
+@contextlib.contextmanager
+def _running(
+    module: str, class_name: str, name: str, extra: Mapping[str, Any], peers: Mapping[str, str]
+) -> Iterator[tuple[str, int]]:
     script = Path(__file__).with_name("serve_nemo_gym.py")
-    command = [str(nemo_gym_python()), str(script), module, class_name, name, json.dumps(extra)]
+    known = {peer: {"servers": {peer: _address(url)}} for peer, url in peers.items()}
+    server = [module, class_name, name, json.dumps(extra), json.dumps(known)]
+    command = [str(nemo_gym_python()), str(script), *server]
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
@@ -86,10 +137,15 @@ def running_nemo_gym(name: str) -> Iterator[str]:
                 raise RunError(f"nemo-gym's {name} didn't start: {errors.read()[-2000:]}")
             # What a server prints must not fill the pipe.
             threading.Thread(target=process.stdout.read, daemon=True).start()
-            yield f"http://127.0.0.1:{int(port)}"
+            yield f"http://127.0.0.1:{int(port)}", process.pid
         finally:
             process.stdin.close()  # it watches for that
             try:
                 process.wait(timeout=5)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _address(url: str) -> dict[str, Any]:
+    parts = urlsplit(url)
+    return {"host": parts.hostname, "port": parts.port}

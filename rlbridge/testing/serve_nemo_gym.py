@@ -1,4 +1,4 @@
-"""Serves one real NeMo Gym resources server by uvicorn alone; run by nemo-gym's own Python.
+"""Serves one real NeMo Gym server by uvicorn alone; run by nemo-gym's own Python.
 
 Without Ray and without a head server, on 127.0.0.1 only. Prints its port when it listens, and
 stops when its standard input ends, so that it never outlives the tests.
@@ -14,8 +14,24 @@ import threading
 from typing import Any
 
 
-def build(module: str, class_name: str, name: str, port: int, extra: dict[str, Any]) -> Any:
-    """The server's app, as its own entry point would build it."""
+def build(
+    module: str,
+    class_name: str,
+    name: str,
+    port: int,
+    extra: dict[str, Any],
+    peers: dict[str, Any],
+) -> Any:
+    """The server's app, as its own entry point would build it.
+
+    Args:
+        module: of the server.
+        class_name: of the server.
+        name: its name in the global config.
+        port: it listens on.
+        extra: further fields of its config.
+        peers: the servers it may call, by name, as the global config has them.
+    """
     config_types = importlib.import_module("nemo_gym.config_types")
     server_utils = importlib.import_module("nemo_gym.server_utils")
     omegaconf = importlib.import_module("omegaconf")
@@ -24,9 +40,14 @@ def build(module: str, class_name: str, name: str, port: int, extra: dict[str, A
     fields = {"name": name, "host": "127.0.0.1", "port": port, "entrypoint": "app.py", **extra}
     if "domain" in config_class.model_fields:
         fields.setdefault("domain", "other")
+    # An agent calls itself by its name, and its HTTP client reads the process's global config.
+    own = {name: {"servers": {name: {"host": "127.0.0.1", "port": port}}}}
+    known = omegaconf.OmegaConf.create({**peers, **own})
+    global_config: Any = importlib.import_module("nemo_gym.global_config")
+    global_config._GLOBAL_CONFIG_DICT = known
     client = server_utils.ServerClient(
         head_server_config=config_types.BaseServerConfig(host="127.0.0.1", port=11000),
-        global_config_dict=omegaconf.OmegaConf.create({}),
+        global_config_dict=known,
     )
     server = server_class(config=config_class(**fields), server_client=client)
     app = server.setup_webserver()
@@ -38,13 +59,14 @@ def build(module: str, class_name: str, name: str, port: int, extra: dict[str, A
 def main() -> None:
     """Serve until standard input ends."""
     uvicorn = importlib.import_module("uvicorn")
-    module, class_name, name, extra = sys.argv[1:5]
-    listener = socket.socket()
+    module, class_name, name, extra, peers = sys.argv[1:6]
+    # Told that it is TCP: asyncio turns Nagle's delay off for no other, and 40 ms a call are the price.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen(256)
     port = listener.getsockname()[1]
-    app = build(module, class_name, name, port, json.loads(extra))
-    config = uvicorn.Config(app, log_level="error", timeout_keep_alive=30)
+    app = build(module, class_name, name, port, json.loads(extra), json.loads(peers))
+    config = uvicorn.Config(app, log_level="error", access_log=False, timeout_keep_alive=30)
     server = uvicorn.Server(config)
 
     def watch() -> None:

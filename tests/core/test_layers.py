@@ -5,7 +5,7 @@ from pathlib import Path
 
 LAYERS = [
     {"errors"},
-    {"contracts", "config", "run_config", "jsonl"},
+    {"contracts", "config", "run_config", "jsonl", "serving"},
     {"onpolicy", "parsing", "transforms", "evaluators", "rows", "ledger", "prompts"},
     {"gym", "engines", "hookspecs"},
     {"gateway", "plugins"},

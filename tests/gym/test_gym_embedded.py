@@ -16,7 +16,8 @@ import pytest
 from rlbridge.errors import ConfigError
 from rlbridge.gym import GymClient
 from rlbridge.gym.embedded.aggregate import aggregate_metrics
-from rlbridge.gym.embedded.serve import PARENT_POLL_S, load_app
+from rlbridge.gym.embedded.serve import load_app
+from rlbridge.serving import PARENT_POLL_S
 from rlbridge.testing import make_row
 
 SAME = [

@@ -1,0 +1,157 @@
+"""Runs an ASGI app until a signal, or until the process that started it is gone.
+
+Knows nothing of what it serves. Refuses an address it can't bind before anything else starts.
+Needs uvicorn (extra `gateway`), and uses uvloop where it is installed.
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from rlbridge.errors import ConfigError
+
+PARENT_POLL_S: Final = 0.5
+# Above the client's own keep-alive, so that the client is the one to close idle connections.
+KEEP_ALIVE_S: Final = 30
+_BACKLOG: Final = 8192
+
+
+def serve(
+    app: Any,
+    *,
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
+    parent: int | None = None,
+    drain_s: float = 1.0,
+    lifespan: bool = False,
+) -> None:
+    """Serve `app` until SIGTERM, SIGINT or the end of `parent`; then return.
+
+    Requests in flight then have `drain_s` seconds to end; a second signal cuts them off at once.
+
+    Args:
+        app: an ASGI app.
+        host: address to bind; anything but loopback is the caller's explicit choice.
+        port: 0 for any free one.
+        ready: called with the base URL once connections are accepted.
+        parent: process ID whose end ends the server too.
+        drain_s: how long requests in flight may take after the signal, seconds.
+        lifespan: whether the app wants ASGI's startup and shutdown events.
+
+    Raises:
+        ConfigError: the address can't be bound, or the app's startup failed.
+    """
+    listener = _bind(host, port)
+    bound = listener.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else host
+
+    def accepted() -> None:
+        ready(f"http://{shown}:{bound}")
+
+    with listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(app, listener, accepted, parent, drain_s, lifespan))
+
+
+def announce(ready_file: Path | None, words: Callable[[str], str]) -> Callable[[str], None]:
+    """What to do when the server is ready: write the file if one is asked, then print `words`.
+
+    The file holds `{"url": ..., "pid": ...}` and appears whole or not at all.
+
+    Args:
+        ready_file: where to write; None writes nothing.
+        words: what to print, from the base URL.
+    """
+
+    def ready(url: str) -> None:
+        if ready_file is not None:
+            draft = ready_file.with_name(f"{ready_file.name}.{os.getpid()}")
+            draft.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n")
+            draft.replace(ready_file)
+        sys.stdout.write(words(url) + "\n")
+        sys.stdout.flush()
+
+    return ready
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if importlib.util.find_spec("uvloop") is None:
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop  # type: ignore[no-any-return, unused-ignore]
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Told that it is TCP: for no other does asyncio turn Nagle's delay off, 40 ms a call.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"can't listen on {host}:{port}: {error.strerror}; choose another --port, or 0 "
+            "for any free one"
+        ) from error
+    return listener
+
+
+async def _serve(
+    app: Any,
+    listener: socket.socket,
+    ready: Callable[[], None],
+    parent: int | None,
+    drain_s: float,
+    lifespan: bool,
+) -> None:
+    import uvicorn
+
+    class Server(uvicorn.Server):  # type: ignore[misc,unused-ignore]
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:  # ours return, uvicorn's raise again
+            yield
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            if self.started:
+                ready()
+
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="on" if lifespan else "off",
+        backlog=_BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=drain_s,
+    )
+    server = Server(config)
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        server.force_exit = server.should_exit
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while parent is not None and not serving.done():
+        await asyncio.wait({serving}, timeout=PARENT_POLL_S)
+        if os.getppid() != parent:
+            server.should_exit = True
+            break
+    await serving
+    if not server.started:
+        raise ConfigError("the server did not start; the reason stands above")
