@@ -51,8 +51,7 @@ class StreamParser:
         self._schemas = parameter_schemas(tools)
         self._buffer = ""
         self._held = ""  # white space and glue that a mark would make meaningless
-        self._after_mark = opened
-        self._thinking = opened and self._marks is not None
+        self._thinking = self._after_mark = opened and self._marks is not None
         self._may_think = self._marks is not None and not opened
         self._block: Cursor | None = None
         self._reasoning: list[str] = []
