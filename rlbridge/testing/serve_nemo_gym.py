@@ -60,7 +60,7 @@ def main() -> None:
     """Serve until standard input ends."""
     uvicorn = importlib.import_module("uvicorn")
     module, class_name, name, extra, peers = sys.argv[1:6]
-    # Told that it is TCP: asyncio turns Nagle's delay off for no other, and 40 ms a call are the price.
+    # Told that it is TCP: for no other does asyncio turn Nagle's delay off, 40 ms a call.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen(256)
