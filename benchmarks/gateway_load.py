@@ -21,7 +21,7 @@ class Load:
     """What one run of sessions cost.
 
     Attributes:
-        latencies_s: of every request, sorted.
+        latencies_s: of every request, sorted unless asked otherwise.
         wall_s: from the first request to the last answer.
         client_cpu: CPU seconds of this process a second of wall time.
         server_cpu_us: CPU microseconds a request of the server under test.
@@ -96,6 +96,7 @@ async def drive(
     *,
     at_once: int,
     pid: int | None = None,
+    in_order: bool = False,
 ) -> Load:
     """Play `sessions`, `at_once` of them at a time, each sending all `bodies` in turn.
 
@@ -106,6 +107,7 @@ async def drive(
         sessions: their IDs.
         at_once: sessions, and so connections, at the same time.
         pid: the server's process, whose CPU time is measured; None measures none.
+        in_order: leave the latencies in the order of the answers.
 
     Raises:
         RuntimeError: an answer was no 200; with its beginning.
@@ -151,7 +153,7 @@ async def drive(
             task.cancel()
     count = len(latencies)
     return Load(
-        tuple(sorted(latencies)),
+        tuple(latencies if in_order else sorted(latencies)),
         wall_s,
         (time.process_time() - own_before) / wall_s,
         (_cpu_s(server) - server_before) / count * 1e6,
