@@ -1,0 +1,48 @@
+"""What goes in beside a request's body, and what comes out: bytes and headers. No HTTP here."""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What a request says beside its body.
+
+    Attributes:
+        session: the session it names; empty for none.
+        idempotency_key: of a call that may be sent again; empty for none.
+        retry: how often the client has sent this call before.
+    """
+
+    session: str = ""
+    idempotency_key: str = ""
+    retry: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply that isn't streamed.
+
+    Attributes:
+        body: JSON, encoded.
+        headers: `x-rlbridge-session`, `x-rlbridge-call`, `x-rlbridge-prompt`, ...
+    """
+
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedReply:
+    r"""A reply in server-sent events.
+
+    Attributes:
+        events: encoded, `data: ...\n\n` each; ends with `[DONE]` where the API has it.
+        headers: as `Reply`'s.
+    """
+
+    events: AsyncIterator[bytes]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+NOBODY = Caller()
