@@ -3,10 +3,11 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlbridge.cli.tokenizers import load_tokenizer, turn_ends
 from rlbridge.errors import ConfigError, ContractError
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ def drift(
     from rlbridge.onpolicy.survey import picture, survey
 
     allowed = _share(budget)
-    tokenizer = _tokenizer(model)
-    found = survey(_rollouts(file), tokenizer, ends=_ends(model, tokenizer))
+    tokenizer = load_tokenizer(model)
+    found = survey(_rollouts(file), tokenizer, ends=turn_ends(model, tokenizer))
     if as_json:
         kinds = dict(found.kinds.most_common())
         document = {"turns": found.turns, "drifted": len(found.drifted), "share": found.share}
@@ -61,7 +62,7 @@ def lint(
     from rlbridge.onpolicy.lint import worst
     from rlbridge.onpolicy.template import ChatTemplate
 
-    tokenizer = _tokenizer(model)
+    tokenizer = load_tokenizer(model)
     if not tokenizer.chat_template:
         raise ConfigError(f"{model} has no chat template; nothing to lint")
     template = ChatTemplate(tokenizer)
@@ -112,33 +113,6 @@ def _share(text: str) -> float:
     if not 0 <= value <= 1:
         raise ConfigError(f"--budget must be a share such as 0.5% or 0.005, got {text!r}")
     return value
-
-
-def _tokenizer(model: str) -> Any:
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise ConfigError("this needs tokenizers: pip install 'rlbridge[tokens]'") from error
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError(f"no tokenizer at {model!r}: {first}") from error
-
-
-def _ends(model: str, tokenizer: Any) -> set[int]:
-    """What ends a turn: EOS, the template's turn end, and the generation config's list."""
-    from rlbridge.onpolicy.template import ChatTemplate
-
-    ends = {tokenizer.eos_token_id} - {None}
-    config = Path(model) / "generation_config.json"
-    if config.exists():
-        listed = json.loads(config.read_text()).get("eos_token_id")
-        ends |= set(listed if isinstance(listed, list) else [listed]) - {None}
-    if tokenizer.chat_template:
-        turn_end = ChatTemplate(tokenizer).turn_end
-        ends |= {tokenizer.convert_tokens_to_ids(turn_end)} if turn_end else set()
-    return ends
 
 
 def _rollouts(file: Path) -> "Iterator[Rollout]":

@@ -1,0 +1,404 @@
+"""`rlbridge transform ...`: rollouts into GRPO, SFT and DPO data that trainers load as it is."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rlbridge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rlbridge.transforms.conversation import Style
+    from rlbridge.transforms.pipeline import Job, Report
+    from rlbridge.transforms.selection import Selection
+
+app = typer.Typer(
+    help="Rollouts into GRPO, SFT and DPO data that NeMo-RL, verl and TRL load as it is.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Inputs = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Rollout files: .jsonl, .jsonl.gz, .jsonl.zst or .parquet.", metavar="ROLLOUTS..."
+    ),
+]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", help="The training file: .jsonl, .jsonl.gz, .jsonl.zst, .parquet."
+    ),
+]
+Threshold = Annotated[
+    float | None, typer.Option("--reward-threshold", help="Leave rewards below it out.")
+]
+Ceiling = Annotated[float | None, typer.Option(help="Leave rewards above it out.")]
+MaxPerPrompt = Annotated[int, typer.Option(help="Rows of one prompt at most; 0 keeps all.")]
+
+
+class Keep(StrEnum):
+    """Which of a prompt's rows are kept."""
+
+    RANDOM = "random"
+    BEST = "best"
+
+
+KeepOption = Annotated[
+    Keep,
+    typer.Option(
+        help="Which rows of a prompt --max-per-prompt keeps, never the first ones: "
+        "collectors write short ones first."
+    ),
+]
+Dedupe = Annotated[
+    bool, typer.Option(help="Drop rows that say what an earlier row of the prompt said.")
+]
+Validation = Annotated[
+    str,
+    typer.Option(
+        help="Share of the prompts for OUTPUT.validation: 5%, or 0.05. No prompt is in both."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of every random choice: the same seed, the same files.")]
+MaxBad = Annotated[str, typer.Option(help="Share of lines that may be bad before it is an error.")]
+
+
+class Reasoning(StrEnum):
+    """Where reasoning goes."""
+
+    FIELD = "field"
+    THINK = "think"
+    DROP = "drop"
+
+
+ReasoningOption = Annotated[
+    Reasoning | None,
+    typer.Option(
+        help="Reasoning as a field of the message, between <think> tags in its text, or "
+        "dropped. By default what --model's template reads; else a field, and tags where "
+        "the format has text only."
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="The model to be trained: its chat template says how reasoning and tool "
+        "calls look, and the configs name it."
+    ),
+]
+Configs = Annotated[
+    bool, typer.Option("--configs/--no-configs", help="Write ready configs beside the data.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+class GrpoFormat(StrEnum):
+    """The forms of GRPO data."""
+
+    SIMPLE = "simple"
+    GYM = "gym"
+    VERL = "verl"
+
+
+class SftFormat(StrEnum):
+    """The forms of SFT data."""
+
+    OPENAI = "openai"
+    SIMPLE = "simple"
+
+
+class DpoFormat(StrEnum):
+    """The forms of DPO data."""
+
+    SIMPLE = "simple"
+    OPENAI = "openai"
+    PREFERENCE = "preference"
+
+
+class Strategy(StrEnum):
+    """How rollouts are paired."""
+
+    SAME_PROMPT = "same_prompt"
+    STRATIFIED = "stratified"
+
+
+@app.command()
+def grpo(
+    inputs: Inputs,
+    output: Output,
+    format: Annotated[  # noqa: A002 # the option's name
+        GrpoFormat,
+        typer.Option(
+            help="simple: input, output, ground_truth. gym: rows as a Gym agent takes "
+            "them. verl: verl's columns, and the Gym row."
+        ),
+    ] = GrpoFormat.SIMPLE,
+    ground_truth: Annotated[
+        str | None,
+        typer.Option(
+            help="The field with the right answer, such as a.b; by default the usual names."
+        ),
+    ] = None,
+    reward_threshold: Threshold = None,
+    max_reward: Ceiling = None,
+    max_per_prompt: MaxPerPrompt = 1,
+    keep: KeepOption = Keep.RANDOM,
+    dedupe: Dedupe = True,
+    validation: Validation = "0%",
+    seed: Seed = 0,
+    max_bad: MaxBad = "1%",
+    model: Model = None,
+    configs: Configs = True,
+    as_json: AsJson = False,
+) -> None:
+    r"""Prompts and what verifies them, for GRPO.
+
+    \b
+    rlbridge transform grpo rollouts.jsonl -o train.jsonl --validation 5%
+    rlbridge transform grpo rollouts*.jsonl.zst -o train.jsonl --format gym
+    rlbridge transform grpo rollouts.jsonl -o train.parquet --format verl
+    """
+    from rlbridge.transforms import grpo as transform_grpo
+    from rlbridge.transforms.pipeline import transform
+
+    selection = _selection(
+        reward_threshold, max_reward, max_per_prompt, keep, dedupe, validation, seed
+    )
+    with _work(inputs, output, max_bad, as_json) as more:
+        style = _style(model, None)
+        job = transform_grpo.job(
+            tuple(inputs), output, selection,
+            format=format.value, ground_truth=ground_truth, style=style, **more,
+        )  # fmt: skip
+        report = transform(job)
+    _finish(job, report, model, configs, as_json)
+
+
+@app.command()
+def sft(
+    inputs: Inputs,
+    output: Output,
+    format: Annotated[  # noqa: A002 # the option's name
+        SftFormat,
+        typer.Option(
+            help="openai: messages and tools. simple: input, output; single answers only."
+        ),
+    ] = SftFormat.OPENAI,
+    reward_threshold: Threshold = 0.95,
+    max_reward: Ceiling = None,
+    max_per_prompt: MaxPerPrompt = 0,
+    keep: KeepOption = Keep.RANDOM,
+    dedupe: Dedupe = True,
+    validation: Validation = "0%",
+    seed: Seed = 0,
+    max_bad: MaxBad = "1%",
+    reasoning: ReasoningOption = None,
+    model: Model = None,
+    configs: Configs = True,
+    as_json: AsJson = False,
+) -> None:
+    r"""Good conversations, for supervised fine-tuning.
+
+    \b
+    rlbridge transform sft rollouts.jsonl -o sft.jsonl --reward-threshold 0.95
+    rlbridge transform sft rollouts.jsonl -o sft.jsonl --max-per-prompt 2 --keep best
+    rlbridge transform sft rollouts.jsonl -o sft.jsonl --model Qwen/Qwen3-8B
+    """
+    from rlbridge.transforms import sft as transform_sft
+    from rlbridge.transforms.pipeline import transform
+
+    selection = _selection(
+        reward_threshold, max_reward, max_per_prompt, keep, dedupe, validation, seed
+    )
+    with _work(inputs, output, max_bad, as_json) as more:
+        style = _style(model, reasoning)
+        job = transform_sft.job(
+            tuple(inputs), output, selection, format=format.value, style=style, **more
+        )
+        report = transform(job)
+    _finish(job, report, model, configs, as_json)
+
+
+@app.command()
+def dpo(
+    inputs: Inputs,
+    output: Output,
+    format: Annotated[  # noqa: A002 # the option's name
+        DpoFormat,
+        typer.Option(
+            help="simple: text answers. openai: message lists, tools too (TRL). "
+            "preference: NeMo-RL's context and completions, tool calls too."
+        ),
+    ] = DpoFormat.SIMPLE,
+    strategy: Annotated[
+        Strategy,
+        typer.Option(
+            help="same_prompt: any two rollouts of a prompt. stratified: one above "
+            "--high-threshold with one below --low-threshold, of the same prompt too."
+        ),
+    ] = Strategy.SAME_PROMPT,
+    pairs: Annotated[
+        str,
+        typer.Option(help="best: best against worst. all: every pair above the gap. Or a number."),
+    ] = "best",
+    min_gap: Annotated[float, typer.Option(help="Smallest difference of rewards.")] = 0.2,
+    high_threshold: Annotated[float, typer.Option(help="Of stratified pairing.")] = 0.7,
+    low_threshold: Annotated[float, typer.Option(help="Of stratified pairing.")] = 0.3,
+    dedupe: Dedupe = True,
+    validation: Validation = "0%",
+    seed: Seed = 0,
+    max_bad: MaxBad = "1%",
+    reasoning: ReasoningOption = None,
+    model: Model = None,
+    configs: Configs = True,
+    as_json: AsJson = False,
+) -> None:
+    r"""Pairs of a better and a worse answer to the same prompt, for DPO.
+
+    \b
+    rlbridge transform dpo rollouts.jsonl -o dpo.jsonl --min-gap 0.2
+    rlbridge transform dpo rollouts.jsonl -o dpo.jsonl --pairs 4 --seed 1
+    rlbridge transform dpo rollouts.jsonl -o dpo.jsonl --strategy stratified --high-threshold 0.6
+    """
+    from rlbridge.transforms import dpo as transform_dpo
+    from rlbridge.transforms.pairs import Pairing
+
+    selection = _selection(None, None, 0, Keep.RANDOM, dedupe, validation, seed)
+    pairing = Pairing(strategy.value, _pairs(pairs), min_gap, high_threshold, low_threshold)
+    with _work(inputs, output, max_bad, as_json) as more:
+        style = _style(model, reasoning)
+        job = transform_dpo.job(
+            tuple(inputs), output, selection, pairing, format=format.value, style=style, **more
+        )
+        report = transform_dpo.transform(job, pairing, format.value)
+    _finish(job, report, model, configs, as_json)
+
+
+def share(text: str, option: str) -> float:
+    """A share such as `5%` or `0.05`.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    try:
+        value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{option} must be a share such as 5% or 0.05, got {text!r}")
+    return value
+
+
+def _selection(
+    threshold: float | None, ceiling: float | None, most: int, keep: Keep, dedupe: bool,
+    validation: str, seed: int,
+) -> "Selection":  # fmt: skip
+    from rlbridge.transforms.selection import Selection
+
+    held_out = share(validation, "--validation")
+    return Selection(threshold, ceiling, dedupe, most, keep.value, held_out, seed)
+
+
+def _pairs(text: str) -> Any:
+    if text in ("best", "all"):
+        return text
+    if not text.isdigit():
+        raise ConfigError(f"--pairs is best, all or a number, got {text!r}")
+    return int(text)
+
+
+def _style(model: str | None, reasoning: Reasoning | None) -> "Style | None":
+    """What the user says, else what the model's template reads, else the format's own default."""
+    from rlbridge.transforms.conversation import Style
+
+    if model is not None:
+        from rlbridge.cli.tokenizers import style_of
+
+        style = style_of(model)
+        return style if reasoning is None else Style(reasoning.value, arguments=style.arguments)
+    return None if reasoning is None else Style(reasoning.value)
+
+
+@contextmanager
+def _work(
+    inputs: list[Path], output: Path, max_bad: str, quiet: bool
+) -> "Iterator[dict[str, Any]]":
+    """The rejects file and the progress bar of a job."""
+    from rlbridge.transforms.rejects import Rejects
+
+    for path in inputs:
+        if not path.is_file():
+            raise ConfigError(f"no file {path}")
+        if path.resolve() == output.resolve():
+            raise ConfigError(f"{path} is both read and written; give --output another name")
+    rejects_path = output.with_name(output.name + ".rejects.jsonl")
+    rejects_path.unlink(missing_ok=True)
+    rejects = Rejects(rejects_path, allowed_share=share(max_bad, "--max-bad"))
+    total = sum(path.stat().st_size for path in inputs)
+    with progress_bar(total, "reading", quiet=quiet) as advance:
+        yield {"rejects": rejects, "progress": advance}
+
+
+@contextmanager
+def progress_bar(total: int, what: str, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A bar over bytes on stderr, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
+               TransferSpeedColumn(), TimeRemainingColumn())  # fmt: skip
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda size: progress.advance(task, size)
+
+
+def _finish(job: "Job", report: "Report", model: str | None, configs: bool, as_json: bool) -> None:
+    made = []
+    if configs:
+        from rlbridge.transforms.configs import write_configs
+
+        made = write_configs(job, model)
+    if as_json:
+        document = asdict(report) | {"configs": [str(path) for path in made]}
+        typer.echo(json.dumps(document))
+        return
+    _print_report(job, report)
+    for path in made:
+        typer.echo(f"config   {path}")
+
+
+def _print_report(job: "Job", report: "Report") -> None:
+    typer.echo(f"read     {report.read:,} rows, {report.prompts:,} prompts")
+    lost = [(count, f"bad: {kind}") for kind, count in report.rejected.items()]
+    lost += [(count, reason) for reason, count in report.invalid.most_common()]
+    lost += [(count, reason) for reason, count in report.skipped.most_common()]
+    lost += [
+        (report.outside, "outside the reward thresholds"),
+        (report.duplicates, "duplicates"),
+        (report.over_limit, "beyond --max-per-prompt"),
+    ]
+    for count, reason in lost:
+        if count:
+            typer.echo(f"left out {count:,} {reason}")
+    if job.rejects.count:
+        typer.echo(f"         bad lines are kept in {job.rejects.path}")
+    for path, count in report.written.items():
+        typer.echo(f"wrote    {count:,} to {path}")
+    typer.echo(f"made by  {job.output}.meta.json")
+    for note in report.notes:
+        typer.echo(f"note     {note}")

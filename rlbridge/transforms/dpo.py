@@ -1,0 +1,177 @@
+"""Rollout rows to preference pairs of one prompt. Refuses to write a file without a pair.
+
+Formats:
+
+- `simple`: `{prompt, chosen, rejected}` with text answers, for NeMo-RL's
+  `BinaryPreferenceDataset`; the prompt is text, or messages where one of the file has more than
+  a user's message;
+- `openai`: the same with message lists and `tools`, for TRL's `DPOTrainer`;
+- `preference`: `{context, completions: [{rank, completion}]}`, for NeMo-RL's `PreferenceDataset`.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import orjson
+
+from rlbridge.errors import ConfigError
+from rlbridge.transforms.conversation import Style, conversation_of
+from rlbridge.transforms.pairs import Groups, Pairing, groups_of, pairs_of
+from rlbridge.transforms.pipeline import Convert, Job, Report, SkippedRowError, run
+from rlbridge.transforms.reading import Row
+from rlbridge.transforms.rewards import Spread
+from rlbridge.transforms.selection import Selection, choose
+from rlbridge.transforms.spool import Index, Piece, Spool
+from rlbridge.transforms.texts import says_something, single_answer
+from rlbridge.transforms.writing import named_beside
+
+Format = Literal["simple", "openai", "preference"]
+
+_LINE: Final = b"}\n"
+_PROMPT: Final = b'"prompt":'
+_PLAIN: Final = _PROMPT + b'[{"role":"user","content":"'
+
+
+def job(
+    inputs: tuple[Path, ...],
+    output: Path,
+    selection: Selection,
+    pairing: Pairing,
+    *,
+    format: Format = "simple",  # noqa: A002 # the option's name
+    style: Style | None = None,
+    **more: Any,
+) -> Job:
+    """The job that makes DPO data; `more` are `Job`'s other attributes."""
+    style = style or Style(reasoning="think" if format == "simple" else "field")
+    convert: Convert = _Simple(style) if format == "simple" else _messages(style, format)
+    options = {"format": format, "style": asdict(style)} | asdict(pairing)
+    return Job("dpo", inputs, output, convert, selection, options=options, **more)
+
+
+def transform(job: Job, pairing: Pairing, format: Format = "simple") -> Report:  # noqa: A002
+    """Make the pairs and write them.
+
+    Raises:
+        ConfigError: too many bad lines, or no pair can be made; the message says which gaps
+            were seen.
+        RunError: the disk is full.
+    """
+
+    def plan(spool: Spool, index: Index, report: Report) -> dict[Path, Iterable[bytes]]:
+        chosen = choose(index, job.selection)
+        report.duplicates, report.over_limit = chosen.duplicates, chosen.over_limit
+        plain = isinstance(job.convert, _Simple) and job.convert.plain
+        files: dict[Path, Iterable[bytes]] = {}
+        found = 0
+        sets = [(job.output, chosen.train)]
+        if job.selection.validation:
+            sets.append((named_beside(job.output, "validation"), chosen.validation))
+        for path, rows in sets:
+            groups = groups_of(index, rows)
+            pairs = pairs_of(index, groups, pairing, seed=job.selection.seed)
+            first = next(pairs, None)
+            found += first is not None
+            all_pairs = chain([first] if first else [], pairs)
+            report.written[str(path)] = 0
+            files[path] = _records(spool, index, all_pairs, format, plain, report, path)
+        if not found:
+            everything = np.concatenate([rows for _, rows in sets])
+            raise ConfigError(_no_pairs(index, groups_of(index, everything), pairing))
+        return files
+
+    return run(job, plan)
+
+
+class _Simple:
+    """Converts to text answers; knows afterwards whether every prompt was a user's one message."""
+
+    def __init__(self, style: Style) -> None:
+        self._style = style
+        self.plain = True
+
+    def __call__(self, row: Row) -> Piece:
+        said = conversation_of(row, self._style)
+        answer = single_answer(said.completion)
+        first = said.prompt[0]
+        if len(said.prompt) > 1 or first["role"] != "user" or type(first["content"]) is not str:
+            self.plain = False
+        prompt = orjson.dumps(said.prompt)
+        return Piece(prompt, _PROMPT + prompt, orjson.dumps(answer))
+
+
+def _messages(style: Style, format: Format) -> Convert:  # noqa: A002
+    name = _PROMPT if format == "openai" else b'"context":'
+
+    def convert(row: Row) -> Piece:
+        said = conversation_of(row, style)
+        if not says_something(said.completion):
+            raise SkippedRowError("with an empty answer")
+        messages = said.completion
+        while messages[-1]["role"] != "assistant":
+            messages.pop()
+        key = head = orjson.dumps(said.prompt)
+        head = name + head
+        if said.tools:
+            tools = b',"tools":' + orjson.dumps(said.tools)
+            key, head = key + tools, head + tools
+        return Piece(key, head, orjson.dumps(messages))
+
+    return convert
+
+
+def _records(
+    spool: Spool,
+    index: Index,
+    pairs: Iterable[tuple[int, int]],
+    format: Format,  # noqa: A002
+    plain: bool,
+    report: Report,
+    path: Path,
+) -> Iterator[bytes]:
+    """A line for each pair, put together from the spool's bytes."""
+    start, stop, heads = index.start, index.stop, index.head
+    between = (b',"chosen":', b',"rejected":', _LINE)
+    if format == "preference":
+        between = (
+            b',"completions":[{"rank":0,"completion":', b'},{"rank":1,"completion":', b"}]}\n",
+        )  # fmt: skip
+    before, middle, after = between
+    for number, (chosen, rejected) in enumerate(pairs, start=1):
+        record = spool.read(int(start[chosen]), int(stop[chosen]))
+        worse = spool.read(int(start[rejected]) + int(heads[rejected]), int(stop[rejected]))
+        cut = int(heads[chosen])
+        head, better = record[:cut], record[cut:]
+        if plain:  # cut the text out of [{"role":"user","content":TEXT}]
+            head = _PROMPT + head[len(_PLAIN) - 1 : -2]
+        report.written[str(path)] = number
+        yield b"".join((b"{", head, before, better, middle, worse, after))
+
+
+def _no_pairs(index: Index, groups: Groups, how: Pairing) -> str:
+    sizes, gaps = groups.sizes, groups.gaps
+    several = gaps[sizes > 1]
+    text = (
+        f"no pairs for `transform dpo`: {len(sizes)} prompts, {len(several)} of them with two or "
+        "more different scored rollouts"
+    )
+    if not len(several):
+        return (
+            text + ". A pair needs two: collect with --repeats 2 or more. Rollouts that say the "
+            "same, and those without a valid reward, don't count"
+        )
+    spread = Spread(several)
+    text += f".\nGaps between a prompt's best and worst reward: {spread.words()}.\n"
+    if not float(several.max()):
+        return text + "All rollouts of every prompt have the same reward; no threshold makes a pair"
+    if how.strategy == "stratified" and float(several.max()) >= how.min_gap:
+        rewards = Spread(index.reward[groups.rows])
+        return text + (
+            f"No prompt has a reward of at least {how.high:g} and one of at most {how.low:g}. "
+            f"Rewards: {rewards.words()}. Move --high-threshold and --low-threshold"
+        )
+    return text + spread.advice(option="--min-gap") + " prompts"

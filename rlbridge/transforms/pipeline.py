@@ -1,0 +1,214 @@
+"""Read, convert, choose, write: what all transforms share. Refuses to write an empty file.
+
+One pass over the input fills a spool with converted rows; the choice is made on columns; a second
+pass copies what was chosen. Memory is that of the columns, whatever the rows hold.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rlbridge.errors import ConfigError
+from rlbridge.transforms.conversation import reward_of, why_invalid
+from rlbridge.transforms.reading import Reader, Row
+from rlbridge.transforms.rejects import BadRowError, Rejects
+from rlbridge.transforms.rewards import Spread
+from rlbridge.transforms.selection import Selection, choose
+from rlbridge.transforms.spool import Index, Piece, Spool, full_disk_explained
+from rlbridge.transforms.writing import (
+    Outputs,
+    check_output,
+    fingerprint,
+    metadata,
+    named_beside,
+    write_text,
+)
+
+
+class SkippedRowError(Exception):
+    """A row that is fine and has nothing for this transform; its one argument says why."""
+
+
+class Convert(Protocol):
+    """Makes a record of a row."""
+
+    def __call__(self, row: Row) -> Piece:
+        """The record.
+
+        Raises:
+            BadRowError: the row can't be used; it goes to the rejects.
+            SkippedRowError: the row has nothing for this transform; it is counted.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One transform of some files.
+
+    Attributes:
+        name: the transform's, as on the command line.
+        inputs: rollout files.
+        output: the training file.
+        convert: row to record.
+        selection: which rows are kept.
+        needs_reward: whether a row without a valid reward is left out even without thresholds.
+        schema: of a Parquet output; None infers one.
+        options: everything else worth noting in the sidecar.
+        rejects: takes bad rows.
+        progress: called with the bytes read since the last call.
+        on_total: called with the bytes there are to read.
+    """
+
+    name: str
+    inputs: tuple[Path, ...]
+    output: Path
+    convert: Convert
+    selection: Selection
+    needs_reward: bool = True
+    schema: Any = None
+    options: dict[str, Any] = field(default_factory=dict)
+    rejects: Rejects = field(default_factory=Rejects)
+    progress: Callable[[int], None] | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """What a transform did.
+
+    Attributes:
+        read: rows read, bad ones included.
+        rejected: bad rows by kind.
+        invalid: rows without a valid reward, by reason.
+        skipped: rows with nothing for this transform, by reason.
+        outside: rows that the reward thresholds left out.
+        duplicates: rows left out since an earlier one says the same.
+        over_limit: rows left out since their prompt had enough.
+        prompts: prompts among the converted rows.
+        written: records by file.
+        notes: what the user should know.
+    """
+
+    read: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    invalid: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    outside: int = 0
+    duplicates: int = 0
+    over_limit: int = 0
+    prompts: int = 0
+    written: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+Records = Callable[[Spool, Index, npt.NDArray[np.int64]], Iterable[bytes]]
+
+
+def transform(job: Job) -> Report:
+    """Convert the rows, choose, and write them line for line.
+
+    Raises:
+        ConfigError: too many bad lines, or no row is left; the message says which threshold
+            would keep how many.
+        RunError: the disk is full.
+    """
+
+    def lines(spool: Spool, index: Index, report: Report) -> dict[Path, Iterable[bytes]]:
+        chosen = choose(index, job.selection)
+        report.duplicates, report.over_limit = chosen.duplicates, chosen.over_limit
+        files = {job.output: chosen.train}
+        if job.selection.validation:
+            files[named_beside(job.output, "validation")] = chosen.validation
+        report.written = {str(path): len(rows) for path, rows in files.items()}
+        return {path: spool.runs(index, rows) for path, rows in files.items()}
+
+    return run(job, lines)
+
+
+Plan = Callable[[Spool, Index, Report], dict[Path, Iterable[bytes]]]
+
+
+def run(job: Job, plan: Plan) -> Report:
+    """Fill a spool, let `plan` say what goes into which file, write the files and the sidecar."""
+    check_output(job.output)
+    report = Report()
+    folder = job.output.parent
+    with (
+        full_disk_explained(folder),
+        ThreadPoolExecutor(1, thread_name_prefix="rlbridge-hash") as pool,
+        Spool(folder) as spool,
+        job.rejects,
+    ):
+        # Hashing leaves the interpreter lock alone, so it costs no time where there are two cores.
+        hashes = [pool.submit(fingerprint, path) for path in job.inputs if path.exists()]
+        rewards = harvest(job, spool, report)
+        index = spool.index()
+        report.prompts = len(np.unique(index.prompt))
+        if not len(index):
+            raise ConfigError(_nothing_left(job, report, rewards))
+        with Outputs() as outputs:
+            files = plan(spool, index, report)
+            for path, chunks in files.items():
+                outputs.write(path, chunks, job.schema)
+        made = [fingerprint(path) | {"rows": report.written[str(path)]} for path in files]
+        text = metadata(
+            made_by=f"rlbridge transform {job.name}",
+            inputs=[future.result() for future in hashes],
+            options=asdict(job.selection) | job.options,
+            counts={k: v for k, v in asdict(report).items() if k != "notes"},
+            outputs=made,
+        )
+        write_text(job.output.with_name(job.output.name + ".meta.json"), text)
+    return report
+
+
+def harvest(job: Job, spool: Spool, report: Report) -> npt.NDArray[np.float64]:
+    """Read and convert every row into the spool; the valid rewards of all rows come back."""
+    reader = Reader(job.inputs, rejects=job.rejects, progress=job.progress)
+    convert, add, wants = job.convert, spool.add, job.selection.wants
+    filters = job.selection.min_reward is not None or job.selection.max_reward is not None
+    optional = not (filters or job.needs_reward)
+    rewards = array("d")
+    nan = float("nan")
+    for line in reader:
+        row = line.row
+        reward = reward_of(row)
+        if reward is None:
+            report.invalid[why_invalid(row)] += 1
+            if not optional:
+                continue
+            reward = nan
+        else:
+            rewards.append(reward)
+            if filters and not wants(reward):
+                report.outside += 1
+                continue
+        try:
+            add(convert(row), reward)
+        except BadRowError as error:
+            reader.reject(line, error)
+        except SkippedRowError as error:
+            report.skipped[str(error)] += 1
+    job.rejects.finish(reader.lines)
+    report.read, report.rejected = reader.lines, dict(job.rejects.kinds)
+    return np.frombuffer(rewards, dtype=np.float64)
+
+
+def _nothing_left(job: Job, report: Report, rewards: npt.NDArray[np.float64]) -> str:
+    why = [f"{report.read} rows read"]
+    why += [f"{count} {kind}" for kind, count in sorted(report.rejected.items())]
+    why += [f"{count} {reason}" for reason, count in report.invalid.most_common()]
+    why += [f"{count} {reason}" for reason, count in report.skipped.most_common()]
+    if report.outside:
+        why.append(f"{report.outside} outside the reward thresholds")
+    text = f"no rows are left for `transform {job.name}`: " + ", ".join(why) + "."
+    if len(rewards) and report.outside:
+        spread = Spread(rewards)
+        text += f"\nRewards: {spread.words()}.\n" + spread.advice(job.selection.max_reward)
+    return text

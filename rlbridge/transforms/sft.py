@@ -1,0 +1,69 @@
+"""Rollout rows to SFT conversations, the prompt included. Refuses nothing that has a chat form.
+
+Formats:
+
+- `openai`: `{messages, tools?}`, for NeMo-RL's `openai_format`, TRL and (as Parquet) verl; tool
+  calls, results and reasoning are as the model's template wants them (`Style`);
+- `simple`: `{input, output}`, for NeMo-RL's `ResponseDataset`; single answers without tools only.
+"""
+
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import orjson
+
+from rlbridge.transforms.conversation import Style, conversation_of
+from rlbridge.transforms.pipeline import Convert, Job, SkippedRowError
+from rlbridge.transforms.reading import Row
+from rlbridge.transforms.selection import Selection
+from rlbridge.transforms.spool import Piece
+from rlbridge.transforms.texts import prompt_text, says_something, single_answer
+
+Format = Literal["openai", "simple"]
+_LINE: Final = orjson.OPT_APPEND_NEWLINE
+
+
+def job(
+    inputs: tuple[Path, ...],
+    output: Path,
+    selection: Selection,
+    *,
+    format: Format = "openai",  # noqa: A002 # the option's name
+    style: Style | None = None,
+    **more: Any,
+) -> Job:
+    """The job that makes SFT data; `more` are `Job`'s other attributes."""
+    style = style or Style(reasoning="field" if format == "openai" else "think")
+    convert = _openai(style) if format == "openai" else _simple(style)
+    options = {
+        "format": format,
+        "reasoning": style.reasoning,
+        "reasoning_field": style.reasoning_field,
+        "arguments": style.arguments,
+    }
+    return Job("sft", inputs, output, convert, selection, options=options, **more)
+
+
+def _openai(style: Style) -> Convert:
+    def convert(row: Row) -> Piece:
+        said = conversation_of(row, style)
+        if not says_something(said.completion):
+            raise SkippedRowError("with an empty answer")
+        messages = said.prompt + said.completion
+        while messages[-1]["role"] != "assistant":  # the environment had the last word
+            messages.pop()
+        record: dict[str, Any] = {"messages": messages}
+        if said.tools:
+            record["tools"] = said.tools
+        return Piece(orjson.dumps(said.prompt), b"", orjson.dumps(record, option=_LINE))
+
+    return convert
+
+
+def _simple(style: Style) -> Convert:
+    def convert(row: Row) -> Piece:
+        said = conversation_of(row, style)
+        record = {"input": prompt_text(said.prompt), "output": single_answer(said.completion)}
+        return Piece(orjson.dumps(said.prompt), b"", orjson.dumps(record, option=_LINE))
+
+    return convert
