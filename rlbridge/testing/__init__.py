@@ -1,5 +1,7 @@
 """Fakes that stand at the HTTP edge, and the pytest plugin that hands them out.
 
+`VllmServer` is a vLLM without a model on a real socket, `ByteTokenizer` its tokenizer.
+
 Fixtures: `gym_mock` (respx, no socket) and `gym_server` (a real socket). Both answer as their
 `behaviour` says: rewards by number, in turn or by function; faults by rate or by script.
 """
@@ -10,17 +12,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlbridge.testing.behaviour import Behaviour
     from rlbridge.testing.builders import make_message, make_response, make_row, make_tool_call
+    from rlbridge.testing.byte_tokenizer import ByteTokenizer
     from rlbridge.testing.faults import FaultKind, Faults
     from rlbridge.testing.mock import GymMock
     from rlbridge.testing.server import GymServer
+    from rlbridge.testing.vllm_model import FakeModel
+    from rlbridge.testing.vllm_replies import Parsers
+    from rlbridge.testing.vllm_requests import EngineFault, Exact
+    from rlbridge.testing.vllm_server import VllmServer
 
 # By name, so that the plugin costs a pytest run nothing until a fixture is used.
 _HOMES = {
     "Behaviour": "behaviour",
+    "ByteTokenizer": "byte_tokenizer",
+    "EngineFault": "vllm_requests",
+    "Exact": "vllm_requests",
+    "FakeModel": "vllm_model",
     "FaultKind": "faults",
     "Faults": "faults",
     "GymMock": "mock",
     "GymServer": "server",
+    "Parsers": "vllm_replies",
+    "VllmServer": "vllm_server",
     "make_message": "builders",
     "make_response": "builders",
     "make_row": "builders",
@@ -29,10 +42,16 @@ _HOMES = {
 
 __all__ = [
     "Behaviour",
+    "ByteTokenizer",
+    "EngineFault",
+    "Exact",
+    "FakeModel",
     "FaultKind",
     "Faults",
     "GymMock",
     "GymServer",
+    "Parsers",
+    "VllmServer",
     "make_message",
     "make_response",
     "make_row",
