@@ -108,8 +108,7 @@ class Requests:
             prompt = body["prompt"]
             return self._encoded(prompt) if isinstance(prompt, str) else list(prompt)
         if not body.get("messages"):
-            raise _refused("messages: Field required", "Bad Request", "messages")
-            )
+            raise _refused("messages: Field required", "messages")
         if body.get("tools") and not self.tool_parser and self.kind == "vllm":
             wanted = body.get("tool_choice", "auto")
             if wanted != "none":
@@ -136,7 +135,7 @@ class Requests:
         beyond = [token for token in prompt if token >= self.tokenizer.vocab_size]
         if beyond:
             message = f"Token id {beyond[0]} is out of vocabulary"
-            raise RefusedError(400, error_body(message, None)
+            raise _refused(message, None)
         room = self.max_model_len - len(prompt)
         if room < 1:
             message = (
