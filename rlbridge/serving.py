@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,40 +26,40 @@ _BACKLOG: Final = 8192
 
 
 def serve(
-    app: Any,
+    opening: AbstractAsyncContextManager[Any],
     *,
     host: str,
     port: int,
     ready: Callable[[str], None],
     parent: int | None = None,
     drain_s: float = 1.0,
-    lifespan: bool = False,
+    draining: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve `app` until SIGTERM, SIGINT or the end of `parent`; then return.
+    """Serve an ASGI app until SIGTERM, SIGINT or the end of `parent`; then return.
 
-    Requests in flight then have `drain_s` seconds to end; a second signal cuts them off at once.
+    The address is taken first, then the app is opened, then connections are accepted. Requests
+    in flight at the end have `drain_s` seconds; a second signal cuts them off at once. The app is
+    closed after them.
 
     Args:
-        app: an ASGI app.
+        opening: gives the app on the server's event loop; `contextlib.nullcontext(app)` for one
+            that needs no opening.
         host: address to bind; anything but loopback is the caller's explicit choice.
         port: 0 for any free one.
         ready: called with the base URL once connections are accepted.
         parent: process ID whose end ends the server too.
         drain_s: how long requests in flight may take after the signal, seconds.
-        lifespan: whether the app wants ASGI's startup and shutdown events.
+        draining: called when the end begins.
 
     Raises:
-        ConfigError: the address can't be bound, or the app's startup failed.
+        ConfigError: the address can't be bound.
     """
     listener = _bind(host, port)
     bound = listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
-
-    def accepted() -> None:
-        ready(f"http://{shown}:{bound}")
-
+    running = _Running(opening, lambda: ready(f"http://{shown}:{bound}"), drain_s, draining)
     with listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(app, listener, accepted, parent, drain_s, lifespan))
+        runner.run(running.until_stopped(listener, parent))
 
 
 def announce(ready_file: Path | None, words: Callable[[str], str]) -> Callable[[str], None]:
@@ -97,7 +98,6 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise ConfigError(
@@ -107,14 +107,54 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(
-    app: Any,
-    listener: socket.socket,
-    ready: Callable[[], None],
-    parent: int | None,
-    drain_s: float,
-    lifespan: bool,
-) -> None:
+class _Running:
+    """One server's life: opening, serving, draining, closing."""
+
+    def __init__(
+        self,
+        opening: AbstractAsyncContextManager[Any],
+        ready: Callable[[], None],
+        drain_s: float,
+        draining: Callable[[], None],
+    ) -> None:
+        self._opening = opening
+        self._ready = ready
+        self._drain_s = drain_s
+        self._draining = draining
+        self._server: Any = None
+        self._main: asyncio.Task[None] | None = None
+
+    async def until_stopped(self, listener: socket.socket, parent: int | None) -> None:
+        """Serve; return when all is closed."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        main = self._main = asyncio.create_task(self._serve(listener))
+        while parent is not None and not main.done():
+            await asyncio.wait({main}, timeout=PARENT_POLL_S)
+            if os.getppid() != parent:
+                self._stop()
+                break
+        await asyncio.wait({main})
+        if not main.cancelled():
+            main.result()
+
+    def _stop(self) -> None:
+        if self._server is None:
+            if self._main is not None:
+                self._main.cancel()  # still opening
+            return
+        self._server.force_exit = self._server.should_exit
+        self._server.should_exit = True
+        self._draining()
+
+    async def _serve(self, listener: socket.socket) -> None:
+        async with self._opening as app:
+            self._server = _server(app, self._drain_s, self._ready)
+            await self._server.serve(sockets=[listener])
+
+
+def _server(app: Any, drain_s: float, ready: Callable[[], None]) -> Any:
     import uvicorn
 
     class Server(uvicorn.Server):  # type: ignore[misc,unused-ignore]
@@ -124,34 +164,16 @@ async def _serve(
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets=sockets)
-            if self.started:
-                ready()
+            ready()
 
     config = uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
         server_header=False,
-        lifespan="on" if lifespan else "off",
+        lifespan="off",
         backlog=_BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=drain_s,
     )
-    server = Server(config)
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        server.force_exit = server.should_exit
-        server.should_exit = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while parent is not None and not serving.done():
-        await asyncio.wait({serving}, timeout=PARENT_POLL_S)
-        if os.getppid() != parent:
-            server.should_exit = True
-            break
-    await serving
-    if not server.started:
-        raise ConfigError("the server did not start; the reason stands above")
+    return Server(config)

@@ -35,13 +35,15 @@ def serve(
 
         rlbridge gym check http://127.0.0.1:18080 --rows rows.jsonl
     """
+    from contextlib import nullcontext
+
     from rlbridge.gym.embedded.serve import load_app
     from rlbridge.serving import announce
     from rlbridge.serving import serve as run
 
     parent = os.getppid() if exit_with_parent else None
     ready = announce(ready_file, lambda url: f"ready: {name} at {url}")
-    run(load_app(name), host=host, port=port, ready=ready, parent=parent)
+    run(nullcontext(load_app(name)), host=host, port=port, ready=ready, parent=parent)
 
 
 @app.command()

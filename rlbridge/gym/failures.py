@@ -1,6 +1,6 @@
-"""Failures as exceptions, for the calls that have no reward to put them in."""
+"""Failures as exceptions, for the calls that have no reward to put them in, and back."""
 
-from rlbridge.contracts.reward import FailureClass
+from rlbridge.contracts.reward import FailureClass, InvalidReward
 from rlbridge.errors import (
     GymConnectionError,
     GymError,
@@ -37,3 +37,31 @@ def no_server_error(failure: Failure, url: str, attempts: int) -> GymError:
     )
     kind = GymTimeoutError if failure.failure is FailureClass.TIMEOUT else GymConnectionError
     return kind(message, url=url, attempts=attempts)
+
+
+def invalid_reward(error: GymError, *, lost: str = "", latency_s: float = 0.0) -> InvalidReward:
+    """The reward that a failed seed or tool call leaves: none, for this reason.
+
+    Args:
+        error: what stopped the rollout's environment.
+        lost: why its session can't be trusted any more (`GymSession.lost`); empty if it can.
+        latency_s: seconds until it failed.
+    """
+    status = error.status if isinstance(error, GymStatusError) else None
+    if lost:
+        failure = FailureClass.LOST_SESSION
+    elif isinstance(error, GymTimeoutError):
+        failure = FailureClass.TIMEOUT
+    elif isinstance(error, GymConnectionError):
+        failure = FailureClass.CONNECTION
+    elif status is None:
+        failure = FailureClass.MALFORMED_BODY
+    elif status >= 500:
+        failure = FailureClass.SERVER_ERROR
+    elif status == 429:
+        failure = FailureClass.RATE_LIMITED
+    elif status in (401, 403, 404, 405):
+        failure = FailureClass.WRONG_SERVER
+    else:
+        failure = FailureClass.BAD_ROW
+    return InvalidReward(failure, lost or str(error), status, error.attempts, latency_s=latency_s)
