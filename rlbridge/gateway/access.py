@@ -35,12 +35,13 @@ class Access:
         """The token of one session: `s-` and 64 hexadecimal digits."""
         return _session_token(self._secret, session)
 
-    def allows(self, path: str, authorization: bytes) -> bool:
+    def allows(self, path: str, authorization: bytes, session: str = "") -> bool:
         """Whether a request may pass.
 
         Args:
             path: of the request, percent-decoded once, as ASGI gives it.
             authorization: the header's value; empty if there was none.
+            session: what the session header says; empty if there was none.
         """
         if path in OPEN_ROUTES:
             return True
@@ -48,11 +49,12 @@ class Access:
         given = given.strip()
         if scheme.lower() != b"bearer" or not given:
             return False
-        whole = hmac.compare_digest(_digest(given), self._digest)
-        if whole or not path.startswith(_SESSION_PREFIX):
-            return whole
-        session = path[len(_SESSION_PREFIX) :].partition("/")[0]
-        expected = self.session_token(session).encode()
+        if hmac.compare_digest(_digest(given), self._digest):
+            return True
+        named = _session_of(path, session)
+        if named is None:
+            return False
+        expected = self.session_token(named).encode()
         return hmac.compare_digest(_digest(given), _digest(expected))
 
 
@@ -98,6 +100,15 @@ def _read(path: Path) -> str:
             "the file and let the gateway make one"
         )
     return token
+
+
+def _session_of(path: str, header: str) -> str | None:
+    """The one session a request is about; None if it is about none, or about two."""
+    if path.startswith(_SESSION_PREFIX):
+        named = path[len(_SESSION_PREFIX) :].partition("/")[0]
+        return named if named and header in ("", named) else None
+    about_one = header and (path.startswith("/v1/") or path == "/tokenize")
+    return header if about_one else None
 
 
 def _session_token(secret: bytes, session: str) -> str:

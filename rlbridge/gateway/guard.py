@@ -18,6 +18,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+SESSION_HEADER: Final = b"x-rlbridge-session"
 _REDACTED: Final = b"[secret]"
 
 
@@ -56,11 +57,13 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        size, length, authorization = _headers(scope["headers"])
+        size, length, authorization, session = _headers(scope["headers"])
         if size > self._max_header:
             words = f"{size} bytes of headers; at most {self._max_header} are read"
             await refuse(send, 431, "headers_too_large", words)
-        elif self._access is not None and not self._access.allows(scope["path"], authorization):
+        elif self._access is not None and not self._access.allows(
+            scope["path"], authorization, session
+        ):
             words = "send a valid token: `Authorization: Bearer TOKEN` (OpenAI clients: api_key)"
             await refuse(send, 401, "invalid_api_key", words)
         elif length > self._max_body:
@@ -138,16 +141,18 @@ class _BodyTooLargeError(Exception):
     """A body without a (true) content-length turned out too large."""
 
 
-def _headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, int, bytes]:
-    """Their size in bytes, the content-length (0 if none is told) and the authorization."""
-    size, length, authorization = 0, 0, b""
+def _headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, int, bytes, str]:
+    """Their size in bytes, the content-length (0 if none is told), authorization and session."""
+    size, length, authorization, session = 0, 0, b"", ""
     for name, value in headers:
         size += len(name) + len(value)
         if name == b"content-length":
             length = int(value) if value.isdigit() else 0
         elif name == b"authorization":
             authorization = value
-    return size, length, authorization
+        elif name == SESSION_HEADER:
+            session = value.decode("latin-1")
+    return size, length, authorization, session
 
 
 def _too_large(limit: int) -> str:

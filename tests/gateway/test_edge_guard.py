@@ -76,7 +76,7 @@ def bearer(token: str) -> dict[str, str]:
         ("/s/r%2F1/v1/models", "SESSION r/1", 401),
         ("/s/r2/v1/models", "SESSION r1", 401),
         ("/s/r1", "SESSION r1", 200),
-        ("/s/", "SESSION ", 200),
+        ("/s/", "SESSION ", 401),
         ("/v1/models", "SESSION r1", 401),
         ("/metrics", "SESSION r1", 401),
         ("/s/r1/../r2/v1", "SESSION r1", 401),
@@ -92,6 +92,29 @@ async def test_a_token_opens_what_it_is_for(path: str, token: str, status: int) 
     if status == 401:
         assert answer.json()["error"]["code"] == "invalid_api_key"
         assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    ("path", "header", "status"),
+    [
+        ("/v1/chat/completions", "r1", 200),
+        ("/tokenize", "r1", 200),
+        ("/s/r1/v1/models", "r1", 200),
+        ("/v1/chat/completions", "r2", 401),
+        ("/s/r1/v1/models", "r2", 401),
+        ("/s/r2/v1/models", "r1", 401),
+        ("/metrics", "r1", 401),
+        ("/run", "r1", 401),
+    ],
+)
+async def test_a_session_token_opens_its_session_by_header_too(
+    path: str, header: str, status: int
+) -> None:
+    access = Access(SECRET)
+    headers = bearer(access.session_token("r1")) | {"x-rlbridge-session": header}
+    async with client(access=access) as ask:
+        answer = await ask.get(path, headers=headers)
+    assert answer.status_code == status
 
 
 async def test_a_token_in_another_scheme_or_with_odd_bytes_is_refused() -> None:
