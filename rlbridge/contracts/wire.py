@@ -20,6 +20,15 @@ VERIFY_RESPONSES: Final = "verify_responses"
 TASK_INDEX: Final = "_ng_task_index"
 ROLLOUT_INDEX: Final = "_ng_rollout_index"
 
+FAILURE_TERMINAL: Final = "_ng_failure_terminal"
+
+# Ours, on rows that rlbridge collected or scored again.
+FAILURE_DETAIL: Final = "_rlbridge_failure_detail"
+FAILURE_STATUS: Final = "_rlbridge_failure_status"
+FAILURE_REPORTED: Final = "_rlbridge_failure_reported"
+ROLLOUT_ATTEMPTS: Final = "_rlbridge_attempts"
+PREVIOUS_REWARDS: Final = "_rlbridge_previous_rewards"
+
 # Token fields, on the last output item of each model call.
 PROMPT_TOKEN_IDS: Final = "prompt_token_ids"
 GENERATION_TOKEN_IDS: Final = "generation_token_ids"
