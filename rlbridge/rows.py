@@ -13,6 +13,9 @@ import orjson
 from rlbridge.contracts import wire
 from rlbridge.errors import ConfigError
 
+# What NeMo Gym's own model server passes on; `strict` it leaves out.
+_FUNCTION_KEYS = ("name", "description", "parameters")
+
 
 def read_rows(path: Path, limit: int | None = None) -> list[tuple[str, dict[str, Any]]]:
     """Rows of a JSON-lines file, each with its place (`file:line`) for messages.
@@ -67,6 +70,20 @@ def messages_of(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
             _message(item, f"{where}: $.responses_create_params.input[{i}]")
             for i, item in enumerate(given)
         ),
+    ]
+
+
+def tools_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The functions a row offers (`responses_create_params.tools`), in Chat form."""
+    params = row.get(wire.RESPONSES_CREATE_PARAMS)
+    given = (params.get("tools") if isinstance(params, Mapping) else None) or []
+    return [
+        {
+            "type": "function",
+            "function": {key: tool[key] for key in _FUNCTION_KEYS if tool.get(key) is not None},
+        }
+        for tool in given
+        if tool.get("type") == "function"
     ]
 
 

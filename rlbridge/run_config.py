@@ -27,6 +27,48 @@ class GymSection(GymConfig):
 
     serve: str | None = None
     """Start this embedded reward server for the run (see `rlbridge gym serve`); url is ignored."""
+    servers: dict[str, str] = Field(default_factory=dict)
+    """Base URLs of other reward servers by `agent_ref.name`; rows of other agents go to url."""
+
+    def url_for(self, agent: str) -> str:
+        """The base URL of the server that judges rows of this agent."""
+        return self.servers.get(agent, self.url)
+
+
+class AgentServer(StrictModel):
+    """A Gym agent whose model server asks us, and where it asks."""
+
+    url: str
+    """Base URL of the agent, without /run."""
+    gateway_port: int = Field(ge=1, le=65535)
+    """Loopback port at which its model server looks for the policy: /v1 on this port."""
+
+
+class AgentSection(StrictModel):
+    """Who makes a rollout of a row."""
+
+    loop: Literal["single_turn", "tools", "run"] = "single_turn"
+    """One answer; an agent of ours that calls the environment's tools; or Gym's own agents,
+    through /run."""
+    max_turns: int = Field(16, ge=1)
+    """Answers of the policy a rollout (loop: tools)."""
+    max_tool_output_chars: int = Field(8192, ge=1)
+    """Longest answer of a tool; what is longer is cut and says so (loop: tools)."""
+    parallel_tool_calls: bool = False
+    """Send a turn's tool calls at once instead of in turn (loop: tools)."""
+    servers: tuple[AgentServer, ...] = ()
+    """Gym's agents (loop: run); one for each worker."""
+    workers: int = Field(1, ge=1)
+    """Processes that run rollouts."""
+
+
+class MixedFile(StrictModel):
+    """Rows mixed in beside data.train."""
+
+    path: Path
+    """A file of Gym rows."""
+    weight: float = Field(1.0, gt=0)
+    """Its share of the rows drawn, where data.train has 1."""
 
 
 class DataSection(StrictModel):
@@ -34,6 +76,8 @@ class DataSection(StrictModel):
 
     train: Path
     """Rows to train on."""
+    mix: tuple[MixedFile, ...] = ()
+    """Rows of other environments, mixed in by weight."""
     validation: Path | None = None
     """Rows to validate on; none means no validation."""
     max_prompt_tokens: int = Field(1024, ge=1)
@@ -57,6 +101,10 @@ class AlgorithmSection(StrictModel):
     """Weight of the entropy bonus."""
     normalize_by_std: bool = True
     """Divide advantages by their group's standard deviation."""
+    rollout_correction: Literal["none", "token", "sequence"] = "none"
+    """Weigh tokens or whole responses by trainer over sampler probability."""
+    correction_threshold: float = Field(2.0, gt=0)
+    """Those weights are truncated here."""
 
 
 class RolloutSection(StrictModel):
@@ -72,6 +120,13 @@ class RolloutSection(StrictModel):
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling mass."""
+
+
+class RaySection(StrictModel):
+    """The Ray cluster to run on."""
+
+    address: str | None = None
+    """Join this cluster ("auto", or host:port of its head); none starts one on this machine."""
 
 
 class TrainerSection(StrictModel):
@@ -112,6 +167,8 @@ class RunConfig(StrictModel):
     """The model that is trained."""
     gym: GymSection = GymSection()
     """Where rewards come from."""
+    agent: AgentSection = AgentSection()
+    """Who makes a rollout of a row."""
     data: DataSection
     """What to train on."""
     algorithm: AlgorithmSection = AlgorithmSection()
@@ -120,6 +177,8 @@ class RunConfig(StrictModel):
     """How responses are sampled."""
     trainer: TrainerSection = TrainerSection()
     """Where and how long to train."""
+    ray: RaySection = RaySection()
+    """The Ray cluster to run on."""
     verl: dict[str, Any] = Field(default_factory=dict)
     """verl's own keys, which win over what rlbridge compiles."""
     nemo_rl: dict[str, Any] = Field(default_factory=dict)

@@ -8,16 +8,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlbridge_verl.agent_loop import NeMoGymAgentLoop
     from rlbridge_verl.dataset import NeMoGymDataset
-    from rlbridge_verl.reward import NeMoGymReward
+    from rlbridge_verl.reward import NeMoGymReward, nemo_gym_score
     from rlbridge_verl.sampler import ValidRewardSampler
 
-__all__ = ["NeMoGymDataset", "NeMoGymReward", "ValidRewardSampler"]
+__all__ = [
+    "NeMoGymAgentLoop",
+    "NeMoGymDataset",
+    "NeMoGymReward",
+    "ValidRewardSampler",
+    "nemo_gym_score",
+]
 
 _HOMES = {
+    "NeMoGymAgentLoop": "rlbridge_verl.agent_loop",
     "NeMoGymDataset": "rlbridge_verl.dataset",
     "NeMoGymReward": "rlbridge_verl.reward",
     "ValidRewardSampler": "rlbridge_verl.sampler",
+    "nemo_gym_score": "rlbridge_verl.reward",
 }
 
 

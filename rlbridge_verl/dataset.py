@@ -1,7 +1,7 @@
-"""A verl dataset that reads Gym JSON lines as they are. No hand-made Parquet.
+"""A verl dataset that reads Gym rows as they are: JSON lines, or Parquet with a text column.
 
 Every key of a row travels to the reward untouched, as the row's own JSON text: a tensor
-container would turn nested lists and nulls into something else.
+container, or a Parquet schema, would turn nested lists and nulls into something else.
 """
 
 from collections.abc import Sequence
@@ -13,28 +13,29 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch.utils.data import Dataset
 
-from rlbridge.contracts import wire
 from rlbridge.errors import ConfigError
-from rlbridge.rows import messages_of, read_rows
+from rlbridge.rows import messages_of, read_rows, tools_of
+from rlbridge_verl.mixture import mixed
+from rlbridge_verl.settings import GYM_ROW, SPLIT, environment_of
 
-GYM_ROW = "gym_row"
-"""The column that holds a row's JSON text."""
-SPLIT = "gym_split"
-"""The column that says "train" or "validation"."""
+WEIGHTS = "nemo_gym_weights"
+"""Key of verl's `data` section: one weight a training file."""
 
 
 class NeMoGymDataset(Dataset[dict[str, Any]]):
-    """Rows of Gym JSON lines for verl: `data.custom_cls.path=pkg://rlbridge_verl`.
+    """Gym rows for verl: `data.custom_cls.path=pkg://rlbridge_verl`.
 
-    Each item holds `raw_prompt` (chat messages), `gym_row` (JSON text), `data_source` (the
-    agent's name), `index`, `gym_split` and `dummy_tensor` (verl's batch size comes from a tensor).
+    Each item holds `raw_prompt` (chat messages), `extra_info` (`gym_row`, the row's JSON text;
+    `gym_split`; `index`), `data_source` (the agent's name), `index`, `reward_model` (with no
+    ground truth: the row has it) and `dummy_tensor` (verl's batch size comes from a tensor).
 
     Args:
-        data_files: one path or several.
+        data_files: one path or several; `.parquet` files hold each row's JSON text in a column
+            `gym_row`.
         tokenizer: the policy's; counts prompt tokens.
-        config: verl's `data` section.
+        config: verl's `data` section; `+data.nemo_gym_weights` mixes several files by weight.
         processor: unused, text only.
-        max_samples: keep so many rows; negative keeps all.
+        max_samples: keep so many rows of each file; negative keeps all.
 
     Raises:
         ConfigError: a file is missing or empty, a line is no JSON object, has no prompt, or its
@@ -52,39 +53,68 @@ class NeMoGymDataset(Dataset[dict[str, Any]]):
         given: list[Any] = [data_files] if isinstance(data_files, str) else list(data_files)
         paths = [str(path) for path in given]
         self._split = _split(paths, config)
-        self._rows = [row for path in paths for row in read_rows(Path(path))]
-        if max_samples >= 0:
-            self._rows = self._rows[:max_samples]
-        limit = int(config.get("max_prompt_length", 1024))
-        for index, (where, row) in enumerate(self._rows):
-            length = len(
-                tokenizer.apply_chat_template(
-                    messages_of(row, where),
-                    tokenize=True,
-                    add_generation_prompt=True,
-                    return_dict=False,
-                )
-            )
-            if length > limit:
-                raise ConfigError(
-                    f"{where}: the prompt has {length} tokens, more than data.max_prompt_tokens "
-                    f"({limit}); raise it or drop row {index}"
-                )
+        limit = max_samples if max_samples >= 0 else None
+        files = [_read(Path(path), limit) for path in paths]
+        _check_prompts(files, tokenizer, config)
+        weights = list(config.get(WEIGHTS) or ()) if self._split == "train" else []
+        self._rows = mixed(files, weights)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         where, row = self._rows[index]
-        agent = row.get(wire.AGENT_REF) or {}
         return {
             "raw_prompt": messages_of(row, where),
-            GYM_ROW: orjson.dumps(row).decode(),
-            "data_source": str(agent.get("name", "nemo_gym")),
+            "extra_info": {
+                GYM_ROW: orjson.dumps(row).decode(),
+                SPLIT: self._split,
+                "index": index,
+            },
+            "data_source": environment_of(row),
+            "reward_model": {"style": "rule", "ground_truth": None},
             "index": index,
-            SPLIT: self._split,
             "dummy_tensor": torch.tensor([0], dtype=torch.uint8),
         }
+
+
+def _read(path: Path, limit: int | None) -> list[tuple[str, dict[str, Any]]]:
+    if path.suffix != ".parquet":
+        return read_rows(path, limit)
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise ConfigError(f"can't read the rows {path}: {error}") from error
+    if GYM_ROW not in table.column_names:
+        raise ConfigError(
+            f"{path} has no column {GYM_ROW!r}; write each Gym row's JSON text there: columns of "
+            "their own would turn nulls and nested lists into something else"
+        )
+    texts = table.column(GYM_ROW).slice(0, limit).to_pylist()
+    return [(f"{path}:{number}", orjson.loads(text)) for number, text in enumerate(texts, start=1)]
+
+
+def _check_prompts(files: Any, tokenizer: Any, config: DictConfig) -> None:
+    limit = int(config.get("max_prompt_length", 1024))
+    options = config.get("apply_chat_template_kwargs") or {}
+    for where, row in (item for rows in files for item in rows):
+        length = len(
+            tokenizer.apply_chat_template(
+                messages_of(row, where),
+                tools=tools_of(row) or None,
+                tokenize=True,
+                add_generation_prompt=True,
+                return_dict=False,
+                **options,
+            )
+        )
+        if length > limit:
+            raise ConfigError(
+                f"{where}: the prompt has {length} tokens, more than data.max_prompt_tokens "
+                f"({limit}); raise it or drop the row"
+            )
 
 
 def _split(paths: Sequence[str], config: DictConfig) -> str:

@@ -1,4 +1,4 @@
-"""Rewards from a NeMo Gym server, as a verl reward manager. Never invents a number.
+"""Rewards from a NeMo Gym server, as a verl reward manager or reward function.
 
 In a verl config::
 
@@ -7,40 +7,39 @@ In a verl config::
     reward.reward_manager.name=NeMoGymReward
     +reward.nemo_gym.url=http://127.0.0.1:8000
 
+or, beside verl's own reward manager::
+
+    reward.custom_reward_function.path=pkg://rlbridge_verl
+    reward.custom_reward_function.name=nemo_gym_score
+    +reward.custom_reward_function.reward_kwargs.url=http://127.0.0.1:8000
+
 A reward that could not be computed raises `InvalidRewardError`: verl's V1 trainer then drops this
 trajectory, so that it is in no loss, baseline or deviation. `ValidRewardSampler` handles the
 groups this leaves with one trajectory or none.
 """
 
-from pathlib import Path
+import functools
 from typing import Any
 
 import orjson
-from omegaconf import OmegaConf
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
-from rlbridge.config import GymConfig
-from rlbridge.contracts.reward import InvalidReward, Reward, ValidReward
-from rlbridge.errors import ConfigError, GymError
-from rlbridge.gym import GymClient
-from rlbridge.ledger import RewardLedger
-from rlbridge_verl.dataset import GYM_ROW, SPLIT
+from rlbridge_verl.scoring import InvalidRewardError, Origin, Scorer
+from rlbridge_verl.settings import GymSection, gym_section, require_verl
 
-
-class InvalidRewardError(GymError):
-    """This trajectory has no reward; verl drops it. The message says why."""
+__all__ = ["InvalidRewardError", "NeMoGymReward", "nemo_gym_score"]
 
 
 class NeMoGymReward(RewardManagerBase):
     """Asks a Gym server's /verify for the reward of one trajectory at a time.
 
     One instance lives in each of verl's reward workers, on that worker's event loop, with one
-    pooled client. `config.reward.nemo_gym` holds the keys of `rlbridge.config.GymConfig` and two
-    more, both optional: `ledger`, a folder for the record of outcomes, and `headers_file`, a JSON
-    file of request headers, for keys that must not stand in a config.
+    pooled client an environment. `config.reward.nemo_gym` holds the keys of
+    `rlbridge_verl.settings.GymSection`.
 
     Raises:
-        ConfigError: a key of `reward.nemo_gym` is unknown or its value is wrong.
+        ConfigError: a key of `reward.nemo_gym` is unknown or its value is wrong; a reward key
+            of verl 0.7 is set; another verl than 0.9.
     """
 
     def __init__(
@@ -52,41 +51,22 @@ class NeMoGymReward(RewardManagerBase):
         reward_model_tokenizer: Any = None,
     ) -> None:
         super().__init__(config, tokenizer, compute_score)
-        section = config.reward.get("nemo_gym")
-        plain: Any = OmegaConf.to_container(section, resolve=True) if section else {}
-        ledger = plain.pop("ledger", None)
-        headers = plain.pop("headers_file", None)
-        if headers:
-            plain["headers"] = orjson.loads(Path(headers).read_bytes())
-        self._gym = GymClient(GymConfig.parse(plain, where="reward.nemo_gym"))
-        self._ledger = RewardLedger(Path(ledger)) if ledger else None
+        self._scorer = Scorer(gym_section(config))
 
     async def run_single(self, data: Any) -> dict[str, Any]:
         """Score the last trajectory of `data`, a DataProto of one rollout.
 
         Returns:
-            `reward_score` (float) and `reward_extra_info` (flat floats).
+            `reward_score` (float) and `reward_extra_info` (flat numbers).
 
         Raises:
             InvalidRewardError: there is no reward; the trajectory must not be trained on.
         """
         item = data[-1:][0]
-        fields = item.non_tensor_batch
-        text = self._response_text(item)
-        reward = await self._gym.verify(_row(fields), text)
-        self._record(reward, fields)
-        if isinstance(reward, InvalidReward):
-            raise InvalidRewardError(
-                f"row {fields.get('index')} has no reward ({reward.failure}, fault: "
-                f"{reward.fault}, {reward.attempts} attempts): {reward.detail}; "
-                "its sample is masked",
-                attempts=reward.attempts,
-            )
-        if reward.mask_sample:
-            raise InvalidRewardError(
-                f"row {fields.get('index')}: the environment asks to mask this sample"
-            )
-        return {"reward_score": reward.value, "reward_extra_info": _extra_info(reward)}
+        origin = Origin.of(item.non_tensor_batch)
+        client = self._scorer.client(origin.environment)
+        reward = await client.verify(origin.row, self._response_text(item))
+        return await self._scorer.settle(reward, origin)
 
     def _response_text(self, item: Any) -> str:
         responses = item.batch["responses"]
@@ -95,29 +75,52 @@ class NeMoGymReward(RewardManagerBase):
         text: str = self.tokenizer.decode(responses[:length], skip_special_tokens=True)
         return text
 
-    def _record(self, reward: Reward, fields: Any) -> None:
-        if self._ledger is not None:
-            self._ledger.record(
-                reward,
-                step=int(fields.get("global_steps", 0)),
-                row=int(fields.get("index", -1)),
-                uid=str(fields.get("uid", "")),
-                sample=int(fields.get("session_id", 0)),
-                split=str(fields.get(SPLIT, "train")),
-            )
+
+async def nemo_gym_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any = None,
+    extra_info: Any = None,
+    *,
+    reward_router_address: str | None = None,
+    reward_model_tokenizer: Any = None,
+    **section: Any,
+) -> dict[str, Any]:
+    """The same as a `reward.custom_reward_function`, for verl's `naive` reward manager.
+
+    Args:
+        data_source: unused; the row says where it belongs.
+        solution_str: the response as text.
+        ground_truth: unused; the row holds the verifier's fields.
+        extra_info: the row's column of that name, with the Gym row's JSON text in `gym_row`.
+        reward_router_address: verl's; unused.
+        reward_model_tokenizer: verl's; unused.
+        **section: keys of `reward.nemo_gym`, from `reward_kwargs`.
+
+    Returns:
+        `score` and flat numbers; never `acc`, of which verl takes a missing one for 0.
+
+    Raises:
+        InvalidRewardError: there is no reward; the trajectory must not be trained on. Other
+            reward managers than `naive` may turn this into a number (`rate_limited` does).
+    """
+    fields = {"extra_info": extra_info, **(extra_info or {})}
+    origin = Origin.of(fields)
+    scorer = _scorer(orjson.dumps(section, default=_plain, option=orjson.OPT_SORT_KEYS))
+    reward = await scorer.client(origin.environment).verify(origin.row, solution_str)
+    settled = await scorer.settle(reward, origin)
+    return {"score": settled["reward_score"], **settled["reward_extra_info"]}
 
 
-def _row(fields: Any) -> dict[str, Any]:
-    text = fields.get(GYM_ROW)
-    if text is None:
-        raise ConfigError(
-            f"the dataset emits no {GYM_ROW!r} column; set "
-            "data.custom_cls.path=pkg://rlbridge_verl and data.custom_cls.name=NeMoGymDataset"
-        )
-    row: dict[str, Any] = orjson.loads(str(text))
-    return row
+@functools.cache
+def _scorer(section: bytes) -> Scorer:
+    require_verl()
+    where = "reward.custom_reward_function.reward_kwargs"
+    return Scorer(GymSection.parse(orjson.loads(section), where=where))
 
 
-def _extra_info(reward: ValidReward) -> dict[str, float]:
-    parts = {f"gym/{name}": float(part) for name, part in reward.components.items()}
-    return {"gym/attempts": float(reward.attempts), "gym/latency_s": reward.latency_s, **parts}
+def _plain(value: Any) -> Any:
+    """Config nodes as plain data."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(value, resolve=True)

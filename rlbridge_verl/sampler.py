@@ -16,6 +16,8 @@ import transfer_queue as tq
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from rlbridge.errors import RunError
+from rlbridge_verl.census import Census, figures, note_validity
+from rlbridge_verl.scoring import GYM_PARTITION
 
 
 class TooFewRewardsError(RunError):
@@ -33,7 +35,9 @@ class ValidRewardSampler(ReplayBuffer):
     (0 to 1], `window_steps`, `stall_timeout_s` and `poll_interval_s` (seconds).
 
     Raises:
-        TooFewRewardsError: the share of invalid rewards over the window is above the limit.
+        TooFewRewardsError: the share of missing rewards over the window is above the limit, or
+            no reward of a validation batch is valid. Samples that their environment masks don't
+            count as missing.
         StalledError: no trajectory ended for `stall_timeout_s`.
     """
 
@@ -41,7 +45,7 @@ class ValidRewardSampler(ReplayBuffer):
         options = dict(sampler_kwargs)
         self._group_size = int(options.get("group_size", 1))
         self._max_invalid_share = float(options.get("max_invalid_share", 0.5))
-        self._window: deque[tuple[int, int]] = deque(maxlen=int(options.get("window_steps", 3)))
+        self._window: deque[Census] = deque(maxlen=int(options.get("window_steps", 3)))
         self._stall_timeout_s = float(options.get("stall_timeout_s", 1800.0))
         super().__init__(
             sampler_kwargs=sampler_kwargs,
@@ -54,18 +58,30 @@ class ValidRewardSampler(ReplayBuffer):
     ) -> tuple[Any, dict[str, float]]:
         """Wait for `batch_size` groups and sample them; see the class for what leaves first."""
         if partition_id == "val":
-            return super().sample(global_steps, partition_id, batch_size)  # type: ignore[no-any-return]
-        totals: Counter[str] = Counter()
+            return self._sample_validation(global_steps, batch_size)
+        total = Census()
         while True:
             self._await_groups(partition_id, batch_size)
-            counts = self._drop_lone_survivors(partition_id)
-            totals.update(counts)
-            self._check_share(counts, global_steps)
-            if counts["expected"] > counts["invalid"] + counts["lone"]:
+            census = self._drop_lone_survivors(partition_id)
+            total += census
+            self._check_share(census, global_steps)
+            if census.sampleable:
                 break
             self._refill(partition_id, batch_size)
         batch, metrics = super().sample(global_steps, partition_id, batch_size)
-        return batch, {**metrics, **_metrics(totals)}
+        return batch, {**metrics, **total.metrics(), **figures(batch)}
+
+    def _sample_validation(self, step: int, batch_size: int) -> tuple[Any, dict[str, float]]:
+        self._await_groups("val", batch_size)
+        census = self._count("val", group_size=0)
+        batch, metrics = super().sample(step, "val", batch_size)
+        if not batch.keys:
+            raise TooFewRewardsError(
+                f"validation at step {step}: no rollout of {batch_size} prompts has a reward "
+                f"({census.why()}); see the run's rewards/ folder for the reason of each"
+            )
+        note_validity(batch, census)
+        return batch, metrics
 
     def _await_groups(self, partition_id: str, batch_size: int) -> None:
         last_progress, seen = time.monotonic(), -1
@@ -88,48 +104,61 @@ class ValidRewardSampler(ReplayBuffer):
     def _ended(self, partition_id: str) -> set[str]:
         return set(self.finished_keys[partition_id] | self.failure_keys[partition_id])
 
-    def _drop_lone_survivors(self, partition_id: str) -> Counter[str]:
-        """Clear trajectories that are alone in their group; count what is there and what isn't."""
-        ended = self._ended(partition_id)
-        sessions: dict[str, set[str]] = {uid: set() for uid in ended}
-        keys: dict[str, list[str]] = {uid: [] for uid in ended}
+    def _sessions(self, partition_id: str, uids: set[str]) -> dict[str, dict[str, list[str]]]:
+        """Keys of trajectories by prompt and sample: {uid}_{session}_{index} in verl's words."""
+        found: dict[str, dict[str, list[str]]] = {uid: {} for uid in uids}
         for key in self.partitions[partition_id]:
-            uid, session, _ = key.rsplit("_", 2)  # {uid}_{session}_{index}
-            if uid in sessions:
-                sessions[uid].add(session)
-                keys[uid].append(key)
-        alone = [uid for uid in ended if self._group_size > 1 and len(sessions[uid]) == 1]
-        for uid in alone:
-            tq.kv_clear(partition_id=partition_id, keys=keys[uid])
-        expected = len(ended) * self._group_size
-        present = sum(len(found) for found in sessions.values())
-        return Counter(expected=expected, invalid=expected - present, lone=len(alone))
+            uid, session, _ = key.rsplit("_", 2)
+            if uid in found:
+                found[uid].setdefault(session, []).append(key)
+        return found
 
-    def _check_share(self, counts: Counter[str], step: int) -> None:
-        self._window.append((counts["invalid"], counts["expected"]))
-        invalid = sum(part for part, _ in self._window)
-        expected = sum(whole for _, whole in self._window)
+    def _count(self, partition_id: str, *, group_size: int) -> Census:
+        """What became of the ended groups' rollouts; forgets the reasons it has counted.
+
+        Args:
+            partition_id: "train" or "val".
+            group_size: rollouts a group; 0 where only those heard of count.
+        """
+        ended = self._ended(partition_id)
+        sessions = self._sessions(partition_id, ended)
+        told = {
+            key: tag
+            for key, tag in self.partitions[GYM_PARTITION].items()
+            if key.rsplit("_", 1)[0] in ended
+        }
+        if told:
+            tq.kv_clear(partition_id=GYM_PARTITION, keys=list(told))
+        present = sum(len(samples) for samples in sessions.values())
+        expected = len(ended) * group_size or present + len(told)
+        failures = Counter(str(tag["failure"]) for tag in told.values())
+        return Census(expected, present, failures=failures)
+
+    def _drop_lone_survivors(self, partition_id: str) -> Census:
+        """Clear trajectories that are alone in their group; count what is there and what isn't."""
+        census = self._count(partition_id, group_size=self._group_size)
+        if self._group_size == 1:
+            return census
+        sessions = self._sessions(partition_id, self._ended(partition_id))
+        alone = [samples for samples in sessions.values() if len(samples) == 1]
+        for samples in alone:
+            (keys,) = samples.values()
+            tq.kv_clear(partition_id=partition_id, keys=keys)
+        return census + Census(lone=len(alone))
+
+    def _check_share(self, census: Census, step: int) -> None:
+        self._window.append(census)
+        over = sum(self._window, Census())
         full = len(self._window) == self._window.maxlen
-        if full and invalid > self._max_invalid_share * expected:
+        if full and over.missing > self._max_invalid_share * over.expected:
             raise TooFewRewardsError(
-                f"step {step}: {invalid} of the last {expected} rewards are invalid, more than "
-                f"trainer.max_invalid_share={self._max_invalid_share}; see the run's rewards/ "
-                "folder for the reason of each, mend the reward server, and resume"
+                f"step {step}: {over.missing} of the last {over.expected} rollouts have no reward "
+                f"({over.why()}), more than trainer.max_invalid_share={self._max_invalid_share}; "
+                "see the run's rewards/ folder and train.log for the reason of each, mend what "
+                "failed, and resume"
             )
 
     def _refill(self, partition_id: str, batch_size: int) -> None:
         """Replace a step's groups, none of which can be trained on, by as many fresh prompts."""
         self._clear_groups(partition_id, self._ended(partition_id))
         self.refill_fn(batch_size)
-
-
-def _metrics(totals: Counter[str]) -> dict[str, float]:
-    expected = totals["expected"]
-    valid = expected - totals["invalid"]
-    return {
-        "gym/expected": float(expected),
-        "gym/valid": float(valid),
-        "gym/invalid": float(totals["invalid"]),
-        "gym/lone_survivors": float(totals["lone"]),
-        "gym/valid_share": valid / expected,
-    }

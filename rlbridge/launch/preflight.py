@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from rlbridge.config import GymConfig
+from rlbridge.contracts import wire
 from rlbridge.contracts.reward import Fault, InvalidReward
 from rlbridge.errors import ConfigError
 from rlbridge.gym import GymClient
-from rlbridge.rows import messages_of, read_rows
-from rlbridge.run_config import RunConfig
+from rlbridge.rows import messages_of, read_rows, tools_of
+from rlbridge.run_config import GymSection, RunConfig
 
 PROBED_ROWS = 3
 
@@ -75,22 +76,43 @@ def check_rows(config: RunConfig) -> list[dict[str, Any]]:
     Raises:
         ConfigError: a file, a line or a prompt is wrong; the message names file and line.
     """
-    paths = [config.data.train, *([config.data.validation] if config.data.validation else [])]
-    rows = {path: read_rows(path) for path in paths}
-    for found in rows.values():
+    data = config.data
+    train = [data.train, *(mixed.path for mixed in data.mix)]
+    rows = []
+    for path in [*train, *([data.validation] if data.validation else [])]:
+        found = read_rows(path)
         for where, row in found:
             messages_of(row, where)
-    return [row for _, row in rows[config.data.train]]
+            _check_tools(config, where, row)
+        rows += [row for _, row in found] if path in train else []
+    return rows
 
 
-def check_gym(config: GymConfig, rows: list[dict[str, Any]]) -> list[str]:
-    """See that the Gym is alive and can judge the first rows; return warnings to show.
+def _check_tools(config: RunConfig, where: str, row: dict[str, Any]) -> None:
+    if config.agent.loop == "single_turn" and tools_of(row):
+        raise ConfigError(
+            f"{where}: the row offers tools, and agent.loop is single_turn: nobody would call "
+            "them; set agent.loop=tools (or run, for Gym's own agents)"
+        )
+
+
+def check_gym(config: GymSection, rows: list[dict[str, Any]]) -> list[str]:
+    """See that each reward server is alive and can judge its first rows; return warnings.
 
     Raises:
-        GymError: nobody answers at the URL.
-        ConfigError: the server can judge none of the first rows, with its words.
+        GymError: nobody answers at a URL.
+        ConfigError: a server can judge none of its first rows, with its words.
     """
-    return asyncio.run(_check_gym(config, rows[:PROBED_ROWS]))
+    by_url: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        agent = (row.get(wire.AGENT_REF) or {}).get("name") or ""
+        by_url.setdefault(config.url_for(str(agent)), []).append(row)
+    warnings = []
+    for url, theirs in by_url.items():
+        fields = {name: getattr(config, name) for name in GymConfig.model_fields}
+        here = fields | {"url": url, "urls": config.urls if url == config.url else ()}
+        warnings += asyncio.run(_check_gym(GymConfig(**here), theirs[:PROBED_ROWS]))
+    return warnings
 
 
 async def _check_gym(config: GymConfig, rows: list[dict[str, Any]]) -> list[str]:

@@ -13,14 +13,13 @@ import psutil
 import yaml
 from rich.console import Console
 
-from rlbridge.config import GymConfig
 from rlbridge.errors import GymError, RunError
 from rlbridge.hookspecs import Backend, NativeRun
 from rlbridge.launch import preflight, processes
 from rlbridge.launch.progress import Progress
 from rlbridge.launch.screen import Screen
 from rlbridge.launch.summary import draw_rewards, summarize, write_summary
-from rlbridge.run_config import RunConfig
+from rlbridge.run_config import GymSection, RunConfig
 
 POLL_S = 0.5
 WATCH_EVERY_S = 5.0  # adding up memory walks every process
@@ -87,7 +86,7 @@ class Run:
         self._check_gym(gym, rows)
         return self._config.model_copy(update={"gym": gym})
 
-    def _check_gym(self, gym: GymConfig, rows: list[dict[str, Any]]) -> None:
+    def _check_gym(self, gym: GymSection, rows: list[dict[str, Any]]) -> None:
         for warning in preflight.check_gym(gym, rows):
             self._console.print(f"{warning}; its samples are masked", markup=False)
 

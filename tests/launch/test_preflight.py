@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlbridge.config import GymConfig
+from rlbridge.run_config import GymSection
 from rlbridge.errors import ConfigError, GymError
 from rlbridge.launch.preflight import check_gym, check_policy
 from rlbridge.testing import make_row
@@ -62,7 +62,7 @@ def test_a_damaged_policy_is_refused_by_name(policy: Path, damage: Any, words: s
 
 
 def test_no_gym_at_the_url_is_an_error_with_url_attempts_and_a_way_to_start_one() -> None:
-    config = GymConfig(url="http://127.0.0.1:9", connect_timeout_s=1.0)
+    config = GymSection(url="http://127.0.0.1:9", connect_timeout_s=1.0)
     with pytest.raises(GymError) as caught:
         check_gym(config, [make_row()])
     message = str(caught.value)

@@ -139,7 +139,7 @@ def _dataset(tmp_path: Path, limit: int = 10) -> Any:
 def test_a_dataset_row_reaches_the_reward_untouched(tmp_path: Path) -> None:
     dataset, row = _dataset(tmp_path)
     item = dataset[0]
-    assert orjson.loads(item["gym_row"]) == row
+    assert orjson.loads(item["extra_info"]["gym_row"]) == row
     assert item["raw_prompt"] == [{"role": "user", "content": "what is it"}]
     assert (item["data_source"], item["index"]) == ("mcqa", 0)
 
