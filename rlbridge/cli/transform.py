@@ -157,13 +157,13 @@ def grpo(
     configs: Configs = True,
     as_json: AsJson = False,
 ) -> None:
-    r"""Prompts and what verifies them, for GRPO.
+    """Prompts and what verifies them, for GRPO.
 
     \b
     rlbridge transform grpo rollouts.jsonl -o train.jsonl --validation 5%
     rlbridge transform grpo rollouts*.jsonl.zst -o train.jsonl --format gym
     rlbridge transform grpo rollouts.jsonl -o train.parquet --format verl
-    """
+    """  # noqa: D301 # click reads the backspace: keep these lines
     from rlbridge.transforms import grpo as transform_grpo
     from rlbridge.transforms.pipeline import transform
 
@@ -203,13 +203,13 @@ def sft(
     configs: Configs = True,
     as_json: AsJson = False,
 ) -> None:
-    r"""Good conversations, for supervised fine-tuning.
+    """Good conversations, for supervised fine-tuning.
 
     \b
     rlbridge transform sft rollouts.jsonl -o sft.jsonl --reward-threshold 0.95
     rlbridge transform sft rollouts.jsonl -o sft.jsonl --max-per-prompt 2 --keep best
     rlbridge transform sft rollouts.jsonl -o sft.jsonl --model Qwen/Qwen3-8B
-    """
+    """  # noqa: D301 # click reads the backspace: keep these lines
     from rlbridge.transforms import sft as transform_sft
     from rlbridge.transforms.pipeline import transform
 
@@ -259,13 +259,13 @@ def dpo(
     configs: Configs = True,
     as_json: AsJson = False,
 ) -> None:
-    r"""Pairs of a better and a worse answer to the same prompt, for DPO.
+    """Pairs of a better and a worse answer to the same prompt, for DPO.
 
     \b
     rlbridge transform dpo rollouts.jsonl -o dpo.jsonl --min-gap 0.2
     rlbridge transform dpo rollouts.jsonl -o dpo.jsonl --pairs 4 --seed 1
     rlbridge transform dpo rollouts.jsonl -o dpo.jsonl --strategy stratified --high-threshold 0.6
-    """
+    """  # noqa: D301 # click reads the backspace: keep these lines
     from rlbridge.transforms import dpo as transform_dpo
     from rlbridge.transforms.pairs import Pairing
 
