@@ -106,7 +106,7 @@ def _rollout_document(rollout: Rollout, write: Any) -> dict[str, Any]:
         "rollout_id": rollout.rollout_id,
         "group_id": rollout.group_id,
         "masked": rollout.masked and rollout.masked.value,
-        "reward": _reward_document(rollout.reward),
+        "reward": reward_to_json(rollout.reward),
         "metadata": dict(rollout.metadata),
         "turns": [
             {
@@ -133,7 +133,7 @@ def _read(document: Mapping[str, Any], read: Any) -> Rollout:
         return Rollout(
             document["rollout_id"],
             tuple(_turn(turn, read) for turn in document["turns"]),
-            _reward(document["reward"]),
+            reward_from_json(document["reward"]),
             document["group_id"],
             document["masked"],
             document["metadata"],
@@ -177,7 +177,8 @@ def _span_from_json(document: Mapping[str, Any], *, sampled: bool) -> PromptSpan
     return PromptSpan(ids, codes, size)
 
 
-def _reward_document(reward: Reward | None) -> dict[str, Any] | None:
+def reward_to_json(reward: Reward | None) -> dict[str, Any] | None:
+    """A JSON object of a reward, valid or not; None for None."""
     if reward is None:
         return None
     document = asdict(reward)
@@ -186,7 +187,8 @@ def _reward_document(reward: Reward | None) -> dict[str, Any] | None:
     return {"valid": reward.valid, **document}
 
 
-def _reward(document: Sequence[Any] | Mapping[str, Any] | None) -> Reward | None:
+def reward_from_json(document: Sequence[Any] | Mapping[str, Any] | None) -> Reward | None:
+    """The reward of such an object."""
     if document is None:
         return None
     fields = dict(document)

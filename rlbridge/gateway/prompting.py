@@ -1,0 +1,332 @@
+"""The prompt of a call, from the session's own tokens wherever that can be proven right.
+
+An answer of ours in the history is gone on from by the bridge, which appends. Where it refuses,
+or where the history isn't one we know, the conversation is rendered in full and the plan says
+why; tokens a client brings along (`prompt_token_ids` on messages, `required_prefix_token_ids`)
+are spliced into that rendering if they speak for the same text. Refuses what a template can't
+render, and options that would change a prompt behind the gateway's back.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from rlbridge.contracts import wire
+from rlbridge.contracts.codecs.messages import text_of
+from rlbridge.contracts.rollout import Turn
+from rlbridge.contracts.tokens import (
+    PromptSpan,
+    SampledSpan,
+    as_logprobs,
+    as_token_ids,
+)
+from rlbridge.errors import ConfigError, ContractError
+from rlbridge.gateway.calls import Call
+from rlbridge.gateway.errors import ApiError
+from rlbridge.gateway.history import Walk
+from rlbridge.onpolicy.bridge import Bridge, Bridged
+from rlbridge.onpolicy.refusal import Refusal
+from rlbridge.onpolicy.splice import splice_turn
+from rlbridge.onpolicy.template import TemplateError
+from rlbridge.onpolicy.tokenizer import ChatTokenizer, encode
+
+# Encoding this much text takes milliseconds: other sessions shouldn't wait for it.
+_LONG_TEXT = 50_000
+_BRIDGES = 16
+# So many last tokens are compared where a whole prompt would cost too much.
+_TAIL = 64
+REQUIRED_PREFIX = "required_prefix_token_ids"
+# vLLM's, each of which makes another prompt than the one the session's tokens are of.
+_REFUSED: Mapping[str, tuple[object, ...]] = {
+    "chat_template": (None,),
+    "documents": (None,),
+    "continue_final_message": (None, False),
+    "add_generation_prompt": (None, True),
+    "echo": (None, False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A prompt, and how it came about.
+
+    Attributes:
+        prompt: for the engine.
+        base: the call whose tokens begin it; None for none.
+        how: `bridged`, `rendered` or `spliced`.
+        reason: why it was rendered though an answer of ours is in the history; else empty.
+    """
+
+    prompt: PromptSpan
+    base: Call | None = None
+    how: str = "rendered"
+    reason: str = ""
+
+
+class Prompter:
+    """Makes prompts of one tokenizer.
+
+    Args:
+        tokenizer: with a chat template, or none is ever rendered.
+        ends: IDs that end an answer besides the tokenizer's EOS.
+        options: for the template, at every rendering.
+    """
+
+    def __init__(
+        self, tokenizer: ChatTokenizer, *, ends: Sequence[int] = (), options: Mapping[str, Any]
+    ) -> None:
+        self.tokenizer = tokenizer
+        self._ends = tuple(ends)
+        self._options = dict(options)
+        self._bridges: dict[bytes, Bridge] = {}
+
+    def bridge(self, options: Mapping[str, Any] | None = None) -> Bridge:
+        """The bridge for these template options; proven once.
+
+        Raises:
+            ApiError: there is no chat template, or it refuses the options.
+        """
+        merged = {**self._options, **(options or {})}
+        key = orjson.dumps(merged, option=orjson.OPT_SORT_KEYS) if merged else b""
+        bridge = self._bridges.get(key)
+        if bridge is None:
+            if getattr(self.tokenizer, "chat_template", None) is None:
+                raise ApiError(
+                    "the model's tokenizer has no chat template; use /v1/completions", param="model"
+                )
+            try:
+                bridge = Bridge(self.tokenizer, ends=self._ends, **merged)
+            except (ConfigError, TypeError) as error:
+                raise ApiError(str(error), param="chat_template_kwargs") from error
+            if len(self._bridges) >= _BRIDGES:
+                self._bridges.pop(next(iter(self._bridges)))
+            self._bridges[key] = bridge
+        return bridge
+
+    async def plan(
+        self,
+        walk: Walk,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        given: Given | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """The prompt for a conversation.
+
+        Args:
+            walk: its messages, looked up in the session's history.
+            messages: all of them, without token fields.
+            given: tokens the client brought.
+            tools: in Chat form.
+            options: the request's `chat_template_kwargs`.
+
+        Raises:
+            ApiError: the template can't render it.
+        """
+        bridge = self.bridge(options)
+        reason = ""
+        anchor = walk.anchor.call if walk.anchor is not None else None
+        if given is not None and not (
+            anchor is not None and given.index == walk.after - 1 and given.are_of(anchor)
+        ):
+            return await self._spliced(bridge, given, messages, tools)
+        if anchor is not None:
+            news = _named(messages[walk.after :], messages[walk.after - 1])
+            done = bridge.next_prompt(anchor.turn(), news, tools=tools)
+            if isinstance(done, Bridged):
+                return Plan(done.prompt, anchor, "bridged")
+            reason = done.reason.value
+        elif any(message.get("role") == "assistant" for message in messages):
+            reason = "unknown_history"
+        return Plan(PromptSpan(await self._render(bridge, messages, tools)), None, reason=reason)
+
+    async def _spliced(
+        self,
+        bridge: Bridge,
+        given: Given,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> Plan:
+        rendered = await self._render(bridge, messages, tools)
+        turn = given.turn()
+        ends = {*self._ends, self.tokenizer.eos_token_id} - {None}
+        spliced = splice_turn(turn, rendered, self.tokenizer, ends=[e for e in ends if e])
+        if isinstance(spliced, Refusal):
+            return Plan(PromptSpan(rendered), None, reason=spliced.reason.value)
+        return Plan(spliced[0], None, "spliced")
+
+    async def _render(
+        self,
+        bridge: Bridge,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> Any:
+        """IDs of the whole conversation."""
+        try:
+            text = bridge.template.render(for_template(messages), tools=tools)
+        except TemplateError as error:
+            raise ApiError(str(error), param="messages") from error
+        except ContractError as error:
+            raise ApiError(str(error), param="messages") from error
+        ids = await self.encode(text)
+        if not ids:
+            raise ApiError("the conversation renders to no token", param="messages")
+        return as_token_ids(ids)
+
+    async def encode(self, text: str) -> list[int]:
+        """IDs of a text; a long one in a thread."""
+        if len(text) > _LONG_TEXT:
+            return await asyncio.to_thread(encode, self.tokenizer, text)
+        return encode(self.tokenizer, text)
+
+
+def refuse_prompt_options(body: Mapping[str, Any]) -> None:
+    """Refuse vLLM's options that would make another prompt than ours."""
+    for name, harmless in _REFUSED.items():
+        if name in body and not any(body[name] is value for value in harmless):
+            raise ApiError(
+                f"{name} isn't supported: the gateway makes prompts itself, from the session's "
+                "own tokens",
+                param=name,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Tokens that a client brought along.
+
+    Attributes:
+        index: of the message they end with, the last assistant message that has any.
+        prompt_ids: as JSON gave them, not looked at yet: a long list costs more than the rest.
+        sampled_ids: likewise; empty where the client sent prompt and answer in one.
+        logprobs: of `sampled_ids`, likewise.
+    """
+
+    index: int
+    prompt_ids: Sequence[int]
+    sampled_ids: Sequence[int]
+    logprobs: Sequence[float]
+
+    def are_of(self, call: Call) -> bool:
+        """Whether they are the tokens of this call."""
+        ids = self.sampled_ids or self.prompt_ids[-_TAIL:]
+        mine = call.generation[-1].token_ids[-len(ids) :]
+        if len(self.prompt_ids) + len(self.sampled_ids) != call.length:
+            return False
+        return bool(list(ids[-len(mine) :]) == mine.tolist())
+
+    def turn(self) -> Turn:
+        """The call they are of.
+
+        Raises:
+            ApiError: they break the contract.
+        """
+        name = f"$.messages[{self.index}]" if self.sampled_ids else REQUIRED_PREFIX
+        try:
+            if self.sampled_ids:
+                sampled = SampledSpan(as_token_ids(self.sampled_ids), as_logprobs(self.logprobs))
+                return Turn(PromptSpan(as_token_ids(self.prompt_ids)), (sampled,))
+            ids = as_token_ids(self.prompt_ids)
+            if len(ids) < 2:
+                raise ContractError("a prefix needs a prompt and an answer: two tokens at least")
+            # Nobody said which of them were sampled; the last one was.
+            unknown = SampledSpan(ids[-1:], as_logprobs([None]))
+            return Turn(PromptSpan(ids[:-1]), (unknown,))
+        except ContractError as error:
+            raise ApiError(f"{name}: {error}", param=name) from error
+
+
+def given_tokens(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> Given | None:
+    """Tokens that a client brought along: on messages, or as NeMo-RL's prefix."""
+    required = body.get(REQUIRED_PREFIX)
+    for index in range(len(messages) - 1, -1, -1):
+        message = messages[index]
+        if message.get("role") != "assistant":
+            continue
+        if required:
+            return Given(index, _list(required), (), ())
+        sampled = message.get(wire.GENERATION_TOKEN_IDS)
+        if sampled:
+            prompt = _list(message.get(wire.PROMPT_TOKEN_IDS))
+            return Given(
+                index, prompt, _list(sampled), _list(message.get(wire.GENERATION_LOG_PROBS))
+            )
+    return None
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise ApiError("token fields are lists of numbers, all of them or none", param="messages")
+    return value
+
+
+def for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as chat templates expect them.
+
+    Text instead of parts, tool arguments as objects, reasoning under both of its names, and the
+    name of the tool on what it answered.
+
+    Raises:
+        ContractError: a part that is no text.
+    """
+    done = []
+    names: dict[str, str] = {}
+    for message in messages:
+        plain: dict[str, Any] = {**message, "content": text_of(message.get("content"))}
+        if message.get("role") == "assistant":
+            thought = message.get("reasoning") or message.get("reasoning_content")
+            if thought:
+                plain["reasoning"] = plain["reasoning_content"] = thought
+            if message.get("tool_calls"):
+                plain["tool_calls"] = [_as_object(call) for call in message["tool_calls"]]
+                names.update(_call_names(message))
+            else:
+                plain.pop("tool_calls", None)
+        elif message.get("role") == "tool" and not message.get("name"):
+            name = names.get(str(message.get("tool_call_id")))
+            if name:
+                plain["name"] = name
+        done.append(plain)
+    return done
+
+
+def _named(news: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """New messages for the bridge: text contents, and the names of the tools that answered."""
+    names = _call_names(answer)
+    done: list[Mapping[str, Any]] = []
+    for message in news:
+        content = message.get("content")
+        if not isinstance(content, str):
+            try:
+                message = {**message, "content": text_of(content)}
+            except ContractError as error:
+                raise ApiError(str(error), param="messages") from error
+        if names and message.get("role") == "tool" and not message.get("name"):
+            name = names.get(str(message.get("tool_call_id")))
+            if name:
+                message = {**message, "name": name}
+        done.append(message)
+    return done
+
+
+def _call_names(message: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        str(call.get("id")): str((call.get("function") or {}).get("name"))
+        for call in message.get("tool_calls") or ()
+    }
+
+
+def _as_object(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = dict(call.get("function") or {})
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            value = orjson.loads(arguments) if arguments.strip() else {}
+        except ValueError:
+            value = arguments  # what the model wrote is no JSON: the template shows it as it is
+        function["arguments"] = value
+    return {**call, "function": function}
