@@ -7,10 +7,10 @@ PYTHON ?= python3
 DEVICE ?= cpu
 BIN := .venv/bin
 
-.PHONY: help setup browser demo test check fix docs pins bench clean
+.PHONY: help setup browser demo test test-nemo-rl check fix docs pins bench clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: ## Make .venv, and .venv-gym where Python 3.12+ is installed
 	@$(PYTHON) tools/env.py train --device $(DEVICE)
@@ -30,6 +30,11 @@ demo: ## Train the demo: real verl, real vLLM, rewards over HTTP
 
 test: setup ## Run every test that can run here
 	@$(BIN)/python -m pytest
+
+test-nemo-rl: ## Run the NeMo-RL tests with a clone of it: make test-nemo-rl NEMO_RL=path
+	@test -n "$(NEMO_RL)" || { echo "make test-nemo-rl NEMO_RL=<clone of NVIDIA-NeMo/RL>"; exit 2; }
+	@$(PYTHON) tools/nemo_rl_env.py "$(NEMO_RL)"
+	@OMP_NUM_THREADS=1 .venv-nemo-rl/bin/python -m pytest tests/nemo_rl
 
 check: setup ## Lint, format and type-check
 	@$(BIN)/ruff format --check .
@@ -51,5 +56,5 @@ bench: setup ## Run the quick form of every benchmark
 		echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 clean: ## Remove environments, caches and runs
-	rm -rf .venv .venv-gym .venv-uv .mypy_cache .pytest_cache .ruff_cache .hypothesis runs build dist
+	rm -rf .venv .venv-gym .venv-nemo-rl .venv-uv .mypy_cache .pytest_cache .ruff_cache .hypothesis runs build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,197 @@
+"""A NeMo-RL environment whose rewards come from a Gym server. Never a number nobody computed.
+
+NeMo-RL generates; this Ray actor asks `/verify`, all samples of a step at once, through one
+client. A reward that could not be computed is NaN in the tensor (see `validity`) and a reason in
+the metadata. Rows with tools are rolled out over several turns in a session of their own.
+"""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from nemo_rl.environments.interfaces import EnvironmentInterface, EnvironmentReturn
+from pydantic import Field
+
+from rlbridge.config import GymConfig
+from rlbridge.contracts.reward import FailureClass, InvalidReward, Reward, ValidReward
+from rlbridge.errors import ConfigError, GymError
+from rlbridge.gym import GymClient
+from rlbridge.ledger import RewardLedger
+from rlbridge_nemo_rl.episodes import Episodes, Outcome
+from rlbridge_nemo_rl.processor import INDEX, OVERLONG, SPLIT
+from rlbridge_nemo_rl.validity import ENDED_ROLE, NO_REWARD, OPEN_ROLE
+
+VERDICT = "verdict"
+"""Metadata key: what became of the reward, as plain data."""
+
+
+class EnvironmentConfig(GymConfig):
+    """`env.rlbridge_gym` in NeMo-RL's YAML: the keys of the Gym client and these."""
+
+    ledger: str | None = None
+    """Folder for the record of every reward; none keeps no record."""
+    headers_file: str | None = None
+    """JSON file of request headers, for keys that must not stand in a YAML."""
+    policy: str | None = None
+    """The policy's folder or name: its tokenizer is needed where rows have tools."""
+    max_turns: int = Field(default=1, ge=1)
+    """Turns a rollout may have; must be NeMo-RL's grpo.max_rollout_turns, or rollouts end before
+    they are verified."""
+    max_tool_output_chars: int = Field(default=8192, ge=1)
+    """A longer tool result is cut, and says so."""
+
+
+@ray.remote(max_restarts=-1, max_task_retries=-1)  # type: ignore[untyped-decorator,unused-ignore]
+class GymEnvironment(EnvironmentInterface):  # type: ignore[misc,unused-ignore]
+    """The actor behind `env_name: rlbridge_gym`; `cfg` is that section (`EnvironmentConfig`).
+
+    Restarted by Ray when its process dies: single-turn steps are asked again, rollouts that were
+    in a session become invalid (`lost_session`).
+    """
+
+    def __init__(self, cfg: Mapping[str, Any]) -> None:
+        self._config = parse_config(cfg)
+        self._gym = GymClient(client_config(self._config))
+        self._episodes = Episodes(self._gym, self._config.policy, self._config)
+        folder = self._config.ledger
+        self._ledger = RewardLedger(Path(folder)) if folder else None
+        self._step = 1
+        self._samples: Counter[tuple[int, int]] = Counter()
+        self._counts: Counter[str] = Counter()
+
+    def set_step(self, step: int) -> None:
+        """Say which training step rewards are asked for from now on; NeMo-RL doesn't."""
+        self._step = step
+        self._samples.clear()
+
+    async def step(  # type: ignore[override,unused-ignore]
+        self, message_log_batch: list[Any], metadata: list[Any]
+    ) -> EnvironmentReturn[Any]:
+        """Judge, or answer the tool calls of, the last turn of each sample.
+
+        Args:
+            message_log_batch: per sample its messages (`role`, `content`).
+            metadata: per sample what `process_row` put into `extra_env_info`.
+
+        Returns:
+            `rewards` float [batch], NaN where there is none and 0 for a turn that isn't the
+            last; `terminateds` bool [batch]; `metadata` with a `verdict`.
+        """
+        work = (
+            self._turn(log, info) for log, info in zip(message_log_batch, metadata, strict=True)
+        )
+        outcomes = await asyncio.gather(*work)
+        ended = [outcome.reward is not None for outcome in outcomes]
+        return EnvironmentReturn(
+            observations=[
+                {"role": ENDED_ROLE if done else OPEN_ROLE, "content": outcome.observation}
+                for outcome, done in zip(outcomes, ended, strict=True)
+            ],
+            metadata=[
+                {**info, **outcome.state, VERDICT: _verdict(outcome.reward)}
+                for info, outcome in zip(metadata, outcomes, strict=True)
+            ],
+            next_stop_strings=[None] * len(outcomes),
+            rewards=torch.tensor(
+                [_number(outcome.reward) for outcome in outcomes], dtype=torch.float32
+            ),
+            terminateds=torch.tensor(ended, dtype=torch.bool),
+            answers=[None] * len(outcomes),
+        )
+
+    async def _turn(self, log: list[Mapping[str, Any]], info: Mapping[str, Any]) -> Outcome:
+        if info.get(OVERLONG):
+            reason = "the prompt is longer than data.max_input_seq_length; nobody was asked"
+            outcome = Outcome(InvalidReward(FailureClass.BAD_ROW, reason))
+        else:
+            try:
+                outcome = await self._episodes.turn(log, info)
+            except ConfigError:
+                raise
+            except GymError as error:  # a session that couldn't be opened, or was lost
+                outcome = Outcome(
+                    InvalidReward(FailureClass.LOST_SESSION, str(error), attempts=error.attempts)
+                )
+        if outcome.reward is not None:
+            self._note(outcome.reward, info)
+        return outcome
+
+    def _note(self, reward: Reward, info: Mapping[str, Any]) -> None:
+        valid = isinstance(reward, ValidReward)
+        masked = isinstance(reward, ValidReward) and reward.mask_sample
+        self._counts["valid" if valid else f"invalid/{getattr(reward, 'failure', '')}"] += 1
+        self._counts["masked_by_environment"] += masked
+        if self._ledger is None:
+            return
+        row = int(info.get(INDEX, -1))
+        sample = self._samples[self._step, row]
+        self._samples[self._step, row] += 1
+        split = str(info.get(SPLIT, "train"))
+        self._ledger.record(
+            reward, step=self._step, row=row, uid=str(row), sample=sample, split=split
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """`gym/valid`, `gym/invalid/<class>`, ... since the last call."""
+        found = {f"gym/{name}": float(count) for name, count in self._counts.items() if count}
+        self._counts.clear()
+        stats = self._gym.stats
+        return found | {"gym/requests_total": float(sum(stats.attempts.values()))}
+
+    def global_post_process_and_metrics(self, batch: Any) -> tuple[Any, dict[str, float]]:
+        """The batch as it is, and `metrics()`. NeMo-RL 0.7 itself never calls this."""
+        return batch, self.metrics()
+
+    async def shutdown(self) -> None:
+        """Close all connections."""
+        await self._gym.aclose()
+
+
+def parse_config(cfg: Mapping[str, Any]) -> EnvironmentConfig:
+    """`env.rlbridge_gym`, checked.
+
+    Raises:
+        ConfigError: a key is unknown, or its value is wrong.
+    """
+    return EnvironmentConfig.parse(dict(cfg), where="env.rlbridge_gym")
+
+
+def client_config(config: EnvironmentConfig) -> GymConfig:
+    """The client's part of an environment's config, with the headers of its file."""
+    own = set(EnvironmentConfig.model_fields) - set(GymConfig.model_fields)
+    plain = config.model_dump(exclude=own | {"headers"}, exclude_defaults=True)
+    headers = {name: value.get_secret_value() for name, value in config.headers.items()}
+    if config.headers_file:
+        headers |= json.loads(Path(config.headers_file).read_bytes())
+    return GymConfig.parse({**plain, "headers": headers}, where="env.rlbridge_gym")
+
+
+def _number(reward: Reward | None) -> float:
+    if reward is None:
+        return 0.0  # adds nothing: the rollout goes on
+    if isinstance(reward, InvalidReward) or reward.mask_sample:
+        return NO_REWARD
+    return reward.value
+
+
+def _verdict(reward: Reward | None) -> dict[str, Any] | None:
+    if reward is None:
+        return None
+    if isinstance(reward, InvalidReward):
+        return {
+            "valid": False,
+            "failure": reward.failure.value,
+            "fault": reward.fault.value,
+            "detail": reward.detail,
+        }
+    return {
+        "valid": True,
+        "reward": reward.value,
+        "components": dict(reward.components),
+        "mask_sample": reward.mask_sample,
+    }

@@ -1,0 +1,159 @@
+"""The rollouts of one environment actor: one turn, or several with tools in a Gym session.
+
+A session lives in this process and nowhere else. If the process was restarted in between, its
+rollouts are lost and say so; they are never seeded anew in the middle.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rlbridge.contracts.reward import FailureClass, InvalidReward, Reward
+from rlbridge.errors import ConfigError
+from rlbridge.gym import GymClient, GymSession
+from rlbridge.gym.tools import answer_calls
+from rlbridge.rows import tools_of
+from rlbridge_nemo_rl.dialogue import Dialogue
+from rlbridge_nemo_rl.processor import ROW
+
+if TYPE_CHECKING:
+    from rlbridge_nemo_rl.environment import EnvironmentConfig
+
+SESSION, TURN = "session", "turn"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a turn led to.
+
+    Attributes:
+        reward: None while the rollout goes on.
+        observation: text behind the sampled tokens; empty at the end.
+        state: metadata to carry to the next turn.
+    """
+
+    reward: Reward | None
+    observation: str = ""
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Episode:
+    """A rollout under way: its session, and what was said since the prompt, in Chat's form."""
+
+    session: GymSession
+    said: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Episodes:
+    """Judges turns.
+
+    Args:
+        gym: the actor's one client.
+        policy: the policy's folder or name; None where no row has tools.
+        config: limits.
+    """
+
+    def __init__(self, gym: GymClient, policy: str | None, config: "EnvironmentConfig") -> None:
+        self._gym = gym
+        self._policy = policy
+        self._config = config
+        self._open: dict[str, _Episode] = {}
+        self._dialogue: Dialogue | None = None
+        self._loading = asyncio.Lock()
+
+    async def turn(self, log: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> Outcome:
+        """Judge the last message of `log`, or answer its tool calls.
+
+        Raises:
+            GymError: the session couldn't be opened, or was lost.
+            ConfigError: rows have tools, and this policy can't be used with them.
+        """
+        row = info[ROW]
+        text = str(log[-1]["content"])
+        tools = tools_of(row)
+        if not tools:
+            return Outcome(await self._gym.verify(row, text))
+        dialogue = await self._speak()
+        found = self._episode(info)
+        if isinstance(found, InvalidReward):
+            return Outcome(found)
+        key, episode = found
+        if episode is None:
+            session = self._gym.session(row)
+            await session.__aenter__()
+            episode = self._open[key] = _Episode(session)
+        turn = int(info.get(TURN, 0)) + 1
+        try:
+            outcome = await self._go_on(dialogue, episode, text, tools, last=self._is_last(turn))
+        except BaseException:
+            self._open.pop(key, None)
+            raise
+        if outcome.reward is not None:
+            self._open.pop(key, None)
+            return outcome
+        return Outcome(None, outcome.observation, {SESSION: key, TURN: turn})
+
+    def _is_last(self, turn: int) -> bool:
+        return turn >= self._config.max_turns
+
+    def _episode(self, info: Mapping[str, Any]) -> tuple[str, _Episode | None] | InvalidReward:
+        key = info.get(SESSION)
+        if key is None:
+            return uuid.uuid4().hex, None
+        if key not in self._open:
+            return InvalidReward(
+                FailureClass.LOST_SESSION,
+                "the environment was restarted in the middle of this rollout; its session is gone",
+            )
+        return str(key), self._open[key]
+
+    async def _go_on(
+        self,
+        dialogue: Dialogue,
+        episode: _Episode,
+        text: str,
+        tools: Sequence[dict[str, Any]],
+        *,
+        last: bool,
+    ) -> Outcome:
+        message = dialogue.parse(text, tools).as_chat(seed=f"{id(episode)}/{len(episode.said)}")
+        episode.said.append(message)
+        calls = message.get("tool_calls") or []
+        if not calls or last:
+            return Outcome(await episode.session.verify(_spoken(episode.said, text)))
+        results = await answer_calls(
+            episode.session,
+            calls,
+            max_output_chars=self._config.max_tool_output_chars,
+            tools=[tool["function"]["name"] for tool in tools],
+        )
+        episode.said += results
+        return Outcome(None, dialogue.observation(results, tools))
+
+    async def _speak(self) -> Dialogue:
+        """The tokenizer's template, proven once, off the event loop: it takes a second."""
+        async with self._loading:
+            if self._dialogue is None:
+                self._dialogue = await asyncio.to_thread(_load, self._policy)
+            return self._dialogue
+
+
+def _spoken(said: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    """The dialogue as a verifier reads it; a turn that says nothing is the text it was."""
+    if said[-1].get("content") or said[-1].get("tool_calls") or said[-1].get("reasoning"):
+        return said
+    return [*said[:-1], {"role": "assistant", "content": text}]
+
+
+def _load(policy: str | None) -> Dialogue:
+    if policy is None:
+        raise ConfigError(
+            "rows have tools: set env.rlbridge_gym.policy to the policy's folder, so that tool "
+            "calls can be read and results written in its chat template"
+        )
+    from transformers import AutoTokenizer
+
+    return Dialogue(AutoTokenizer.from_pretrained(policy))
