@@ -41,25 +41,40 @@ def queue() -> Iterator[Any]:
 def put(queue: Any) -> Iterator[Callable[..., None]]:
     """Put a finished group with so many scored trajectories into the queue."""
     import torch
-    from tensordict import TensorDict
+    from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-    def put_group(uid: str, trajectories: int, *, failed: bool = False) -> None:
-        status = "failure" if failed else "finished"
+    def put_group(
+        uid: str, trajectories: int, *failures: str, partition: str = "train", **info: Any
+    ) -> None:
+        """`failures`: what the other rollouts of the group said before they raised."""
+        status = "failure" if failures else "finished"
         tag = {"is_prompt": True, "status": status, "global_steps": 1}
-        queue.kv_batch_put(keys=[uid], partition_id="train", tags=[tag])
+        queue.kv_batch_put(keys=[uid], partition_id=partition, tags=[tag])
         keys = [f"{uid}_{session}_0" for session in range(trajectories)]
         if keys:
+            fields = [
+                {
+                    "rm_scores": torch.tensor([0.0, 1.0]),
+                    "data_source": "counter" if n % 2 else "weather",
+                    "extra_fields": {"reward_extra_info": {"gym/latency_s": 0.1 * n, **info}},
+                }
+                for n in range(trajectories)
+            ]
             queue.kv_batch_put(
                 keys=keys,
-                partition_id="train",
+                partition_id=partition,
                 tags=[{"status": "success", "seq_len": 3} for _ in keys],
-                fields=TensorDict({"x": torch.zeros(len(keys), 1)}, batch_size=len(keys)),
+                fields=list_of_dict_to_tensordict(fields),
             )
+        for n, failure in enumerate(failures, start=trajectories):
+            if failure != "silent":
+                queue.kv_put(key=f"{uid}_{n}", partition_id="gym", tag={"failure": failure})
 
     yield put_group
-    left = (queue.kv_list() or {}).get("train", {})
-    if left:
-        queue.kv_clear(partition_id="train", keys=list(left))
+    for partition in ("train", "val", "gym"):
+        left = (queue.kv_list() or {}).get(partition, {})
+        if left:
+            queue.kv_clear(partition_id=partition, keys=list(left))
 
 
 def _sampler(refill: Callable[[int], None] = lambda _: None, **options: Any) -> ValidRewardSampler:
@@ -74,27 +89,56 @@ def _sampler(refill: Callable[[int], None] = lambda _: None, **options: Any) -> 
     )
 
 
-def test_whole_groups_pass_untouched(put: Callable[..., None]) -> None:
+def test_whole_groups_pass_untouched_and_their_figures_reach_verls_loggers(
+    put: Callable[..., None],
+) -> None:
     put("a", 3)
-    put("b", 3)
+    put("b", 3, part=0.5)
     batch, metrics = _sampler().sample(1, "train", 2)
     assert len(batch.keys) == 6
     assert (metrics["gym/valid"], metrics["gym/invalid"]) == (6.0, 0.0)
+    assert metrics["gym/latency_s/mean"] == pytest.approx(0.1)
+    assert metrics["gym/latency_s/max"] == pytest.approx(0.2)
+    assert metrics["part/mean"] == 0.5  # a key that only some rollouts report
+    assert metrics["gym/environment/weather/rollouts"] == 4.0
+    assert metrics["gym/environment/counter/reward/mean"] == 1.0
 
 
 def test_a_lone_survivor_leaves_and_a_pair_stays(put: Callable[..., None]) -> None:
-    put("a", 1, failed=True)
-    put("b", 2, failed=True)
+    put("a", 1, "timeout", "timeout")
+    put("b", 2, "bad_row")
     batch, metrics = _sampler(max_invalid_share=1.0).sample(1, "train", 2)
     assert sorted(batch.keys) == ["b_0_0", "b_1_0"]
     assert metrics["gym/lone_survivors"] == 1.0
     assert metrics["gym/invalid"] == 3.0
+    assert metrics["gym/invalid/timeout"] == 2.0
+    assert metrics["gym/invalid/bad_row"] == 1.0
     assert metrics["gym/valid_share"] == pytest.approx(0.5)
 
 
+def test_masked_samples_and_failed_generations_are_no_invalid_rewards(
+    put: Callable[..., None],
+) -> None:
+    put("a", 2, "masked")
+    put("b", 2, "engine_failed")
+    put("c", 2, "silent")
+    sampler = _sampler(max_invalid_share=0.23, window_steps=1)  # two of nine are missing
+    _, metrics = sampler.sample(1, "train", 3)
+    assert metrics["gym/invalid"] == 0.0
+    assert (metrics["gym/masked"], metrics["gym/engine_failed"]) == (1.0, 1.0)
+    assert metrics["gym/unexplained"] == 1.0
+
+
+def test_a_reason_is_counted_once(put: Callable[..., None], queue: Any) -> None:
+    put("a", 2, "timeout")
+    sampler = _sampler()
+    sampler.sample(1, "train", 1)
+    assert "gym" not in queue.kv_list() or not queue.kv_list()["gym"]
+
+
 def test_a_step_with_nothing_left_draws_fresh_prompts(put: Callable[..., None]) -> None:
-    put("a", 0, failed=True)
-    put("b", 1, failed=True)
+    put("a", 0, "timeout", "timeout", "timeout")
+    put("b", 1, "timeout", "timeout")
     asked = []
 
     def refill(count: int) -> None:
@@ -108,13 +152,16 @@ def test_a_step_with_nothing_left_draws_fresh_prompts(put: Callable[..., None]) 
     assert (metrics["gym/expected"], metrics["gym/invalid"]) == (12.0, 5.0)
 
 
-def test_too_large_a_share_of_invalid_rewards_stops_the_run(put: Callable[..., None]) -> None:
+def test_too_large_a_share_of_missing_rewards_stops_the_run_with_the_reasons(
+    put: Callable[..., None],
+) -> None:
     def fail_again(_count: int) -> None:
-        put("a", 0, failed=True)
+        put("a", 0, "timeout", "timeout", "engine_failed")
 
     fail_again(1)
     sampler = _sampler(fail_again, max_invalid_share=0.5, window_steps=2)
-    with pytest.raises(TooFewRewardsError, match=r"6 of the last 6 rewards are invalid"):
+    words = r"6 of the last 6 rollouts have no reward \(4 timeout, 2 engine_failed\)"
+    with pytest.raises(TooFewRewardsError, match=words):
         sampler.sample(1, "train", 1)
 
 
@@ -122,7 +169,7 @@ def test_a_bad_step_among_good_ones_does_not_stop_the_run(put: Callable[..., Non
     sampler = _sampler(max_invalid_share=0.5, window_steps=2)
     put("a", 3)
     sampler.sample(1, "train", 1)
-    put("b", 2, failed=True)
+    put("b", 2, "timeout")
     batch, _ = sampler.sample(2, "train", 1)
     assert len(batch.keys) == 2
 
@@ -133,3 +180,20 @@ def test_a_step_that_makes_no_progress_ends_instead_of_waiting_forever(
     put("a", 3)
     with pytest.raises(StalledError, match="1 of 2 groups are done"):
         _sampler().sample(1, "train", 2)
+
+
+def test_validation_reports_its_valid_share_and_none_at_all_is_an_error(
+    put: Callable[..., None], queue: Any
+) -> None:
+    put("v", 1, "bad_row", partition="val")
+    batch, _ = _sampler().sample(1, "val", 1)
+    (extra,) = (
+        queue.kv_batch_get(keys=batch.keys, partition_id="val", select_fields=["extra_fields"])
+        .get("extra_fields")
+        .tolist()
+    )
+    assert extra["reward_extra_info"]["gym/valid_share"] == 0.5
+    queue.kv_clear(partition_id="val", keys=batch.keys)
+    put("w", 0, "timeout", partition="val")
+    with pytest.raises(TooFewRewardsError, match=r"no rollout of 1 prompts has a reward"):
+        _sampler().sample(1, "val", 1)
