@@ -40,17 +40,23 @@ def operations_router(
         """The process runs."""
         return {"status": "ok"}
 
-    async def ready() -> Response:
-        """Whether a call would be answered now; 503 with the reason if not."""
+    async def state() -> dict[str, Any]:
         why = "the gateway is draining" if draining() else await _engine_trouble(gateway)
-        uptime_s = round(time.monotonic() - started, 1)
-        document = {
+        return {
             "ready": not why,
             "reason": why or None,
             "engine": _described(gateway),
-            "uptime_s": uptime_s,
+            "uptime_s": round(time.monotonic() - started, 1),
         }
-        return _json(document, 503 if why else 200)
+
+    async def ready() -> Response:
+        """Whether a call would be answered now; 503 with the reason if not."""
+        document = await state()
+        return _json(document, 200 if document["ready"] else 503)
+
+    async def status() -> Response:
+        """The same with the gateway's counters, for people; always 200."""
+        return _json({**await state(), "counts": gateway.counts()})
 
     async def metrics() -> Response:
         """Counters for Prometheus."""
@@ -74,6 +80,7 @@ def operations_router(
     for route in (ROUTE_LIVENESS, "/health"):
         router.add_api_route(route, alive, methods=["GET"], include_in_schema=route != "/")
     router.add_api_route("/ready", ready, methods=["GET"])
+    router.add_api_route("/status", status, methods=["GET"])
     router.add_api_route("/metrics", metrics, methods=["GET"])
     router.add_api_route(ROUTE_GLOBAL_CONFIG, global_config, methods=["GET"])
     router.add_api_route(ROUTE_SERVER_INSTANCES, instances, methods=["GET"])
