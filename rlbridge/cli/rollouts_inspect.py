@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlbridge.cli.transform import progress_bar, share
+from rlbridge.cli.transform import check_inputs, progress_bar, share
 from rlbridge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -127,9 +127,7 @@ def _reader(files: list[Path], max_bad: str, quiet: bool) -> "Iterator[Reader]":
     from rlbridge.transforms.reading import Reader
     from rlbridge.transforms.rejects import Rejects
 
-    for path in files:
-        if not path.is_file():
-            raise ConfigError(f"no file {path}")
+    check_inputs(files)
     rejects = Rejects(allowed_share=share(max_bad, "--max-bad"))
     total = sum(path.stat().st_size for path in files)
     with progress_bar(total, "reading", quiet=quiet) as advance:
@@ -233,8 +231,8 @@ def _print_groups(say: Any, found: "Stats") -> None:
 
 
 def _bars(say: Any, counts: list[int], edges: list[float]) -> None:
+    from rlbridge.rollouts.report import labels_of
+
     top = max(counts)
-    single = len(edges) > 1 and edges[1] - edges[0] == 1 and edges[0] % 1 == 0.5
-    for count, low, high in zip(counts, edges, edges[1:], strict=False):
-        label = f"{low + 0.5:.4g}" if single else f"{low:.4g} to {high:.4g}"
+    for count, label in zip(counts, labels_of(edges), strict=True):
         say(f"  {label:<22} {'█' * round(count / top * _BAR):<{_BAR}} {count:,}")

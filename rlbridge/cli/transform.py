@@ -13,6 +13,7 @@ import typer
 from rlbridge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rlbridge.rollouts.parity import Parity
     from rlbridge.transforms.conversation import Style
     from rlbridge.transforms.pipeline import Job, Report
     from rlbridge.transforms.selection import Selection
@@ -280,6 +281,79 @@ def dpo(
     _finish(job, report, model, configs, as_json)
 
 
+@app.command()
+def check(
+    inputs: Inputs,
+    model: Annotated[str, typer.Option(help="The model whose template and tokenizer train.")],
+    format: Annotated[  # noqa: A002 # the option's name
+        SftFormat, typer.Option(help="The form of the converted rows, as of `transform sft`.")
+    ] = SftFormat.OPENAI,
+    reasoning: ReasoningOption = None,
+    budget: Annotated[
+        str, typer.Option(help="Exit with status 1 if more rows differ: 0.5%, or 0.005.")
+    ] = "100%",
+    max_bad: MaxBad = "1%",
+    as_json: AsJson = False,
+) -> None:
+    """Compare what a trainer will make of each converted row with what was sampled.
+
+    \b
+    rlbridge transform check rollouts.jsonl --model Qwen/Qwen3-8B --budget 0.5%
+    """  # noqa: D301 # click reads the backspace: keep these lines
+    from rlbridge.cli.tokenizers import load_tokenizer, turn_ends
+    from rlbridge.rollouts.parity import compare
+    from rlbridge.transforms import sft as transform_sft
+    from rlbridge.transforms.reading import Reader
+    from rlbridge.transforms.rejects import Rejects
+    from rlbridge.transforms.selection import Selection
+
+    allowed = share(budget, "--budget")
+    check_inputs(inputs)
+    tokenizer = load_tokenizer(model)
+    style = _style(model, reasoning)
+    job = transform_sft.job((), Path("none.jsonl"), Selection(), format=format.value, style=style)
+    rejects = Rejects(allowed_share=share(max_bad, "--max-bad"))
+    total = sum(path.stat().st_size for path in inputs)
+    with progress_bar(total, "comparing", quiet=as_json) as advance:
+        reader = Reader(inputs, rejects=rejects, progress=advance)
+        found = compare(reader, job.convert, tokenizer, ends=turn_ends(model, tokenizer))
+    _print_parity(found, tokenizer, as_json)
+    if found.share > allowed:
+        typer.echo(f"{found.share:.2%} of the rows differ; the budget is {budget}", err=True)
+        raise typer.Exit(1)
+
+
+def _print_parity(found: "Parity", tokenizer: Any, as_json: bool) -> None:
+    from rlbridge.onpolicy.survey import picture
+
+    if as_json:
+        names = ("rows", "equal", "sampled", "prompt", "untold", "skipped")
+        document = {name: getattr(found, name) for name in names} | {"share": found.share}
+        typer.echo(json.dumps(document))
+        return
+    typer.echo(f"compared {found.rows:,} rows: {found.equal:,} train on exactly what was sampled")
+    for where, kinds in (("sampled tokens", found.sampled), ("the prompt", found.prompt)):
+        for kind, count in kinds.most_common():
+            typer.echo(f"differ   {count:,} in {where}: {kind}")
+    if found.untold:
+        typer.echo(f"no say   {found.untold:,} rows without (sound) token fields")
+    if found.skipped:
+        typer.echo(f"left out {found.skipped:,} rows that don't convert")
+    if found.first is not None:
+        typer.echo("\n" + picture(found.first, tokenizer))
+
+
+def check_inputs(paths: list[Path]) -> None:
+    """Refuse files that aren't there, before anything is written.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise ConfigError(f"no file {path}")
+
+
 def share(text: str, option: str) -> float:
     """A share such as `5%` or `0.05`.
 
@@ -332,11 +406,9 @@ def _work(
     """The rejects file and the progress bar of a job."""
     from rlbridge.transforms.rejects import Rejects
 
-    for path in inputs:
-        if not path.is_file():
-            raise ConfigError(f"no file {path}")
-        if path.resolve() == output.resolve():
-            raise ConfigError(f"{path} is both read and written; give --output another name")
+    check_inputs(inputs)
+    if output.resolve() in [path.resolve() for path in inputs]:
+        raise ConfigError(f"{output} is both read and written; give --output another name")
     rejects_path = output.with_name(output.name + ".rejects.jsonl")
     rejects_path.unlink(missing_ok=True)
     rejects = Rejects(rejects_path, allowed_share=share(max_bad, "--max-bad"))

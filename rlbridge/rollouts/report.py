@@ -5,6 +5,7 @@ Charts are inline SVG made here; text from rollouts is escaped.
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 
@@ -150,25 +151,49 @@ def bins_of(values: Floats, most: int = 24) -> tuple[list[int], list[float]]:
     return counts.tolist(), edges.tolist()
 
 
+def labels_of(edges: Sequence[float]) -> list[str]:
+    """A histogram's bins in words: `3`, or `0.25 to 0.5`."""
+    if _whole(edges):
+        return [_number(low + 0.5) for low in edges[:-1]]
+    return [f"{_number(low)} to {_number(high)}" for low, high in pairwise(edges)]
+
+
+def _whole(edges: Sequence[float]) -> bool:
+    """Whether each bin holds one whole number."""
+    return edges[1] - edges[0] == 1 and edges[0] % 1 == 0.5
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def _histogram(values: Floats, what: str) -> str:
     if not len(values):
         return ""
     counts, edges = bins_of(values)
+    labels = labels_of(edges)
     top = max(counts)
     step = (_WIDTH - _LEFT) / len(counts)
     height = _HEIGHT - _BOTTOM - _TOP
     bars = []
     for number, count in enumerate(counts):
         tall = count / top * height
-        tip = f"{edges[number]:.4g} to {edges[number + 1]:.4g}: {count:,} {what}"
+        tip = f"{labels[number]}: {count:,} {what}"
         bars.append(
             f'<rect class="bar" x="{_LEFT + number * step + 1:.1f}" '
             f'y="{_TOP + height - tall:.1f}" width="{max(step - 2, 1):.1f}" '
             f'height="{max(tall, 1.5 if count else 0):.1f}" rx="2">'
             f"<title>{escape(tip)}</title></rect>"
         )
-    marks = (edges[0], (edges[0] + edges[-1]) / 2, edges[-1])
-    return _axes([0.0, top / 2, float(top)], [f"{mark:.4g}" for mark in marks], "".join(bars), what)
+    ends = [_number(edges[0]), _number((edges[0] + edges[-1]) / 2), _number(edges[-1])]
+    if len(counts) <= 12 and _whole(edges):
+        centres = (_LEFT + (number + 0.5) * step for number in range(len(counts)))
+        bars += [
+            f'<text x="{x:.1f}" y="{_HEIGHT - 10}" text-anchor="middle">{label}</text>'
+            for x, label in zip(centres, labels, strict=True)
+        ]
+        ends = []
+    return _axes([0.0, top / 2, float(top)], ends, "".join(bars), what)
 
 
 def _curve(points: Mapping[int, float]) -> str:

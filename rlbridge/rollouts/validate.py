@@ -7,6 +7,7 @@ wrongly or stop a trainer; warnings are what a user may want to know.
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -80,7 +81,7 @@ class Validation:
         finding = self.findings.setdefault(kind, Finding(kind, severity))
         finding.rows += 1
         if len(finding.places) < _PLACES_KEPT:
-            finding.places.append(f"{where}: {at}: {what}")
+            finding.places.append(f"{where}: {at}: {what.removeprefix(f'{at}: ')}")
 
 
 def validate(
@@ -96,11 +97,11 @@ def validate(
         on_rollout: called with the tokens of each row that carries any; measures drift.
     """
     found = Validation()
-    seen: set[tuple[Any, Any]] = set()
+    seen: set[tuple[Path, int, int]] = set()
     for line in lines:
         found.rows += 1
         row, where = line.row, line.where
-        _check_indices(found, row, where, seen)
+        _check_indices(found, line, where, seen)
         _check_reward(found, row, where)
         _check_items(found, row, where)
         for name, convert in targets.items():
@@ -111,17 +112,20 @@ def validate(
     return found
 
 
-def _check_indices(found: Validation, row: Row, where: str, seen: set[tuple[Any, Any]]) -> None:
-    task, rollout = row.get(wire.TASK_INDEX), row.get(wire.ROLLOUT_INDEX)
+def _check_indices(
+    found: Validation, line: Line, where: str, seen: set[tuple[Path, int, int]]
+) -> None:
+    task, rollout = line.row.get(wire.TASK_INDEX), line.row.get(wire.ROLLOUT_INDEX)
     if task is None or rollout is None:
         return
     if not isinstance(task, int) or not isinstance(rollout, int):
         found.note("bad index", "error", where, f"$.{wire.TASK_INDEX}", "indices must be integers")
         return
-    if (task, rollout) in seen:
-        what = f"task {task}, rollout {rollout} was there before"
+    key = (line.path, task, rollout)
+    if key in seen:
+        what = f"task {task}, rollout {rollout} was in this file before"
         found.note("row twice", "error", where, f"$.{wire.ROLLOUT_INDEX}", what)
-    seen.add((task, rollout))
+    seen.add(key)
 
 
 def _check_reward(found: Validation, row: Row, where: str) -> None:
