@@ -132,10 +132,11 @@ def _parts(body: Mapping[str, Any]) -> list[bytes]:
 
 
 class Stub(asyncio.Protocol):
-    """Answers every request at once; knows just enough HTTP to find their ends."""
+    """Answers every request, generations after `delay_s`; knows just enough HTTP."""
 
-    def __init__(self, replies: "Replies") -> None:
+    def __init__(self, replies: "Replies", delay_s: float) -> None:
         self._replies = replies
+        self._delay_s = delay_s
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -159,8 +160,14 @@ class Stub(asyncio.Protocol):
             self._buffer = rest[length:]
             route = head.split(b" ", 2)[1]
             reply = self._replies.to(route, rest[:length])
-            if not self._transport.is_closing():
-                self._transport.write(reply)
+            if self._delay_s and head.startswith(b"POST"):
+                asyncio.get_running_loop().call_later(self._delay_s, self._send, reply)
+            else:
+                self._send(reply)
+
+    def _send(self, reply: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(reply)
 
 
 class Replies:
@@ -220,24 +227,29 @@ def _http(body: bytes, status: bytes = b"200 OK") -> bytes:
 
 
 @contextlib.contextmanager
-def running_stub(answer: Answer) -> Iterator[tuple[str, int]]:
+def running_stub(
+    answer: Answer, *, port: int = 0, delay_s: float = 0.0
+) -> Iterator[tuple[str, int]]:
     """Base URL and process ID of a stub in a process of its own; ended on leaving."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(asdict(answer), file)
         file.flush()
         command = [sys.executable, "-m", "benchmarks.stub_engine", file.name]
+        command += ["--port", str(port), "--delay-s", str(delay_s)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
-                port = int(process.stdout.readline())  # type: ignore[union-attr]
-                yield f"http://127.0.0.1:{port}", process.pid
+                bound = int(process.stdout.readline())  # type: ignore[union-attr]
+                yield f"http://127.0.0.1:{bound}", process.pid
             finally:
                 process.terminate()
 
 
-async def _main(answer: Answer) -> None:
+async def _main(answer: Answer, port: int, delay_s: float) -> None:
     replies = Replies(answer)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Stub(replies), "127.0.0.1", 0, backlog=8192)
+    server = await loop.create_server(
+        lambda: Stub(replies, delay_s), "127.0.0.1", port, backlog=8192
+    )
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await server.serve_forever()
@@ -248,5 +260,9 @@ if __name__ == "__main__":
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("answer", type=Path, help="JSON file: text, token_ids, prompt_ids")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--delay-s", type=float, default=0.0)
+    options = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
-        uvloop.run(_main(Answer(**json.loads(parser.parse_args().answer.read_text()))))
+        said = Answer(**json.loads(options.answer.read_text()))
+        uvloop.run(_main(said, options.port, options.delay_s))
