@@ -197,3 +197,83 @@ def test_validation_reports_its_valid_share_and_none_at_all_is_an_error(
     put("w", 0, "timeout", partition="val")
     with pytest.raises(TooFewRewardsError, match=r"no rollout of 1 prompts has a reward"):
         _sampler().sample(1, "val", 1)
+
+
+def _trajectory(uid: str, score: float, tokens: int) -> dict[str, Any]:
+    import torch
+
+    prompts, responses = torch.arange(3), torch.arange(tokens)
+    mask = torch.ones(tokens, dtype=torch.int64)
+    rm_scores = torch.zeros(tokens)
+    rm_scores[-1] = score
+    return {
+        "uid": uid,
+        "prompts": prompts,
+        "responses": responses,
+        "response_mask": mask,
+        "loss_mask": mask,
+        "input_ids": torch.cat([prompts, responses]),
+        "position_ids": torch.arange(3 + tokens),
+        "rm_scores": rm_scores,
+        "rollout_log_probs": torch.full((tokens,), -0.5),
+        "num_turns": 2,
+        "data_source": "counter",
+        "extra_fields": {"reward_extra_info": {}},
+    }
+
+
+def _advantages(queue: Any, batch: Any) -> dict[str, list[float]]:
+    """What verl's trainer computes for a batch, by trajectory, with its own code."""
+    import numpy as np
+    from verl.protocol import DataProto
+    from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
+
+    data = queue.kv_batch_get(
+        keys=batch.keys,
+        partition_id=batch.partition_id,
+        select_fields=["uid", "response_mask", "rm_scores"],
+    )
+    proto = DataProto(batch=data.to_padded_tensor())
+    proto.non_tensor_batch["uid"] = np.array(proto.batch.pop("uid").tolist(), dtype=object)
+    proto.batch["token_level_rewards"] = proto.batch["rm_scores"]
+    proto = compute_advantage_for_multi_trajectories(proto, batch.keys, "grpo")
+    return dict(zip(batch.keys, proto.batch["advantages"].tolist(), strict=True))
+
+
+def test_a_group_with_invalid_rewards_has_the_advantages_of_the_group_without_those_rows(
+    queue: Any, put: Callable[..., None]
+) -> None:
+    import numpy as np
+    import torch
+    from verl.trainer.ppo import core_algos
+    from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
+    from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+
+    scores = {"a_0_0": 1.0, "a_2_0": 0.25, "b_0_0": 0.0, "b_1_0": 1.0, "b_2_0": 1.0}
+    rows = [_trajectory(key[0], score, 2 + n) for n, (key, score) in enumerate(scores.items())]
+    put("a", 0, "timeout")
+    put("b", 0)
+    queue.kv_put(key="a_1", partition_id="gym", tag={"failure": "timeout"})
+    queue.kv_batch_put(
+        keys=list(scores),
+        partition_id="train",
+        fields=list_of_dict_to_tensordict(rows),
+        tags=[{"status": "success", "seq_len": 3 + len(row["responses"])} for row in rows],
+    )
+    batch, _ = _sampler().sample(1, "train", 2)
+    padded = upsample_batch_to_divisible_size(batch, 6, eos_token_id=0)
+    assert len(padded.keys) == 6
+    found = _advantages(queue, padded)
+    queue.kv_clear(partition_id="train", keys=padded.keys)
+
+    for uid in ("a", "b"):  # each group alone, as if the missing row had never been
+        keys = sorted(key for key in scores if key.startswith(uid))
+        rewards = torch.tensor([[scores[key]] for key in keys])
+        alone, _ = core_algos.compute_grpo_outcome_advantage(
+            token_level_rewards=rewards,
+            response_mask=torch.ones_like(rewards),
+            index=np.array([uid] * len(keys), dtype=object),
+        )
+        assert [found[key][0] for key in keys] == alone[:, 0].tolist()
+    (pad,) = (key for key in padded.keys if key not in scores)
+    assert set(found[pad]) == {0.0}
