@@ -57,15 +57,24 @@ def make_tokenizer(folder: Path) -> Answer:
 
 @contextlib.contextmanager
 def running_gateway(
-    upstream: str, tokenizer: Path, captures: Path, *options: str
+    upstream: str | None, tokenizer: Path, captures: Path, *options: str, port: int = 0
 ) -> Iterator[Contender]:
-    """Our gateway with capture on."""
+    """Our gateway with capture on.
+
+    Args:
+        upstream: base URL of the engine; None leaves it to a config file among the options.
+        tokenizer: folder.
+        captures: folder.
+        options: further ones of `rlbridge gateway serve`.
+        port: 0 for any free one.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         ready, log = Path(scratch) / "ready.json", Path(scratch) / "log"
         command = [
-            sys.executable, "-m", "rlbridge", "gateway", "serve", "--policy", upstream,
-            "--tokenizer", str(tokenizer), "--capture-dir", str(captures), "--port", "0",
-            "--ready-file", str(ready), "--exit-with-parent", *options,
+            sys.executable, "-m", "rlbridge", "gateway", "serve", *options,
+            *(() if upstream is None else ("--policy", upstream)),
+            "--tokenizer", str(tokenizer), "--capture-dir", str(captures), "--port", str(port),
+            "--ready-file", str(ready), "--exit-with-parent",
         ]  # fmt: skip
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
