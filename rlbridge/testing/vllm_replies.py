@@ -125,6 +125,8 @@ class Writer:
             whole = self._text(part)
             if not last and whole.endswith("\ufffd"):  # half a character waits for the other half
                 whole = whole.rstrip("\ufffd")
+            if not last:  # what may become a stop string waits too
+                whole = whole[: max(len(seen), len(whole) - self._held_back())]
             new, seen = whole[len(seen) :], whole
             if parser is None:
                 yield self._chunk(route, part, new, count if last else 0, text=text)
@@ -139,6 +141,12 @@ class Writer:
                 name: count for name, count in self._usage([sample]).items() if count is not None
             }
             yield {**self._head(route), "choices": [], "usage": usage}
+
+    def _held_back(self) -> int:
+        params = self.body.get("sampling_params") or self.body
+        stops = params.get("stop") or ()
+        return max((len(stop) - 1 for stop in ([stops] if isinstance(stops, str) else stops)),
+                   default=0)  # fmt: skip
 
     def _part(self, sample: Sample, count: int) -> Sample:
         """The sample's token number `count`, with the text up to it."""
