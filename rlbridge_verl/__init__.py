@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from rlbridge_verl.agent_loop import NeMoGymAgentLoop
     from rlbridge_verl.dataset import NeMoGymDataset
     from rlbridge_verl.reward import NeMoGymReward, nemo_gym_score
+    from rlbridge_verl.run_loop import NeMoGymRunAgentLoop
     from rlbridge_verl.sampler import ValidRewardSampler
 
 __all__ = [
     "NeMoGymAgentLoop",
     "NeMoGymDataset",
     "NeMoGymReward",
+    "NeMoGymRunAgentLoop",
     "ValidRewardSampler",
     "nemo_gym_score",
 ]
@@ -25,6 +27,7 @@ _HOMES = {
     "NeMoGymAgentLoop": "rlbridge_verl.agent_loop",
     "NeMoGymDataset": "rlbridge_verl.dataset",
     "NeMoGymReward": "rlbridge_verl.reward",
+    "NeMoGymRunAgentLoop": "rlbridge_verl.run_loop",
     "ValidRewardSampler": "rlbridge_verl.sampler",
     "nemo_gym_score": "rlbridge_verl.reward",
 }

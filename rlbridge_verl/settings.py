@@ -12,7 +12,7 @@ import orjson
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
-from rlbridge.config import GymConfig
+from rlbridge.config import GymConfig, StrictModel
 from rlbridge.contracts import wire
 from rlbridge.errors import ConfigError
 
@@ -42,6 +42,15 @@ _RENAMED = {
 }
 
 
+class AgentAddress(StrictModel):
+    """A Gym agent, and the port at which its model server looks for the policy."""
+
+    url: str
+    """Base URL of the agent, without /run."""
+    gateway_port: int = Field(ge=1, le=65535)
+    """A worker's gateway listens here, on loopback."""
+
+
 class GymSection(GymConfig):
     """The keys of `reward.nemo_gym`: those of the Gym client, and where outcomes go."""
 
@@ -54,6 +63,9 @@ class GymSection(GymConfig):
     components: tuple[str, ...] = ()
     """Reward components to report for every sample, null where an environment has none; by
     default each sample reports what its environment sent."""
+
+    agents: tuple[AgentAddress, ...] = ()
+    """Gym's agents, for the agent loop `nemo_gym_run`; one for each agent loop worker."""
 
     def client_config(self, environment: str) -> GymConfig:
         """The client's config for the rows of one environment (`agent_ref.name`)."""
