@@ -2,7 +2,6 @@
 
 import json
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,7 +60,7 @@ def validate(
     if drift is not None:
         found.drift, found.drift_turns = drift.survey.kinds, drift.survey.turns
     if as_json:
-        typer.echo(json.dumps(asdict(found) | {"errors": found.errors}))
+        typer.echo(json.dumps(found.to_json()))
     else:
         _print_validation(found, list(converters))
     if found.errors:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -446,7 +445,7 @@ def _finish(job: "Job", report: "Report", model: str | None, configs: bool, as_j
 
         made = write_configs(job, model)
     if as_json:
-        document = asdict(report) | {"configs": [str(path) for path in made]}
+        document = report.to_json() | {"configs": [str(path) for path in made]}
         typer.echo(json.dumps(document))
         return
     _print_report(job, report)
@@ -472,5 +471,3 @@ def _print_report(job: "Job", report: "Report") -> None:
     for path, count in report.written.items():
         typer.echo(f"wrote    {count:,} to {path}")
     typer.echo(f"made by  {job.output}.meta.json")
-    for note in report.notes:
-        typer.echo(f"note     {note}")

@@ -6,7 +6,7 @@ wrongly or stop a trainer; warnings are what a user may want to know.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -75,6 +75,19 @@ class Validation:
     def errors(self) -> int:
         """Rows with an error, counted once a kind."""
         return sum(f.rows for f in self.findings.values() if f.severity == "error")
+
+    def to_json(self) -> dict[str, Any]:
+        """What was found as JSON."""
+        return {
+            "rows": self.rows,
+            "turns": self.turns,
+            "with_tokens": self.with_tokens,
+            "usable": dict(self.usable),
+            "errors": self.errors,
+            "findings": [asdict(finding) for finding in self.findings.values()],
+            "drift": dict(self.drift),
+            "drift_turns": self.drift_turns,
+        }
 
     def note(self, kind: str, severity: Severity, where: str, at: str, what: str) -> None:
         """Count a finding."""

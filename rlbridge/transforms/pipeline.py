@@ -8,7 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,7 +92,6 @@ class Report:
         over_limit: rows left out since their prompt had enough.
         prompts: prompts among the converted rows.
         written: records by file.
-        notes: what the user should know.
     """
 
     read: int = 0
@@ -104,10 +103,15 @@ class Report:
     over_limit: int = 0
     prompts: int = 0
     written: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
-
-Records = Callable[[Spool, Index, npt.NDArray[np.int64]], Iterable[bytes]]
+    def to_json(self) -> dict[str, Any]:
+        """The counts as JSON."""
+        return {
+            one.name: dict(value)
+            if isinstance(value := getattr(self, one.name), Counter)
+            else value
+            for one in fields(self)
+        }
 
 
 def transform(job: Job) -> Report:
@@ -161,7 +165,7 @@ def run(job: Job, plan: Plan) -> Report:
             made_by=f"rlbridge transform {job.name}",
             inputs=[future.result() for future in hashes],
             options=asdict(job.selection) | job.options,
-            counts={k: v for k, v in asdict(report).items() if k != "notes"},
+            counts=report.to_json(),
             outputs=made,
         )
         write_text(job.output.with_name(job.output.name + ".meta.json"), text)
