@@ -5,29 +5,34 @@ Good plugins are registered with pluggy; broken ones are kept with the reason, s
 """
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, version
-from typing import Any
+from typing import Any, Literal
 
 import pluggy
 
 from rlbridge.config import nearest
 from rlbridge.errors import ConfigError, FrameworkMissingError, PluginError
+from rlbridge.evaluators.evaluator import Evaluator, EvaluatorSpec
 from rlbridge.hookspecs import PROJECT, Backend, Framework, Hooks
+
+Kind = Literal["framework", "evaluator", "plugin"]
 
 
 @dataclass(frozen=True, slots=True)
 class PluginReport:
-    """One framework, or one plugin that could not be loaded.
+    """One framework, one evaluator, or one plugin that could not be loaded.
 
     Attributes:
-        name: the framework's name, or the entry point's when the plugin is broken.
+        name: of the framework or evaluator, or the entry point's when the plugin is broken.
         plugin: the entry point, as `module`.
         available: whether a run can use it now.
         summary: one line on what it is; empty for a broken plugin.
-        version: the framework's installed version, if it is installed.
+        version: the installed version of what it needs, if that is installed.
         reason: why it is not available; None if it is.
         install: the command that makes it available; None if there is nothing to install.
+        kind: what it is: `framework`, `evaluator`, or `plugin` for a broken one.
     """
 
     name: str
@@ -37,6 +42,7 @@ class PluginReport:
     version: str | None = None
     reason: str | None = None
     install: str | None = None
+    kind: Kind = "framework"
 
 
 class Plugins:
@@ -50,6 +56,7 @@ class Plugins:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(Hooks)
         self._frameworks: dict[str, tuple[Framework, str]] = {}
+        self._evaluators: dict[str, tuple[EvaluatorSpec, str]] = {}
         self._broken: list[PluginReport] = []
         for point in entry_points(group=PROJECT) if points is None else points:
             self._load(point)
@@ -59,35 +66,80 @@ class Plugins:
             plugin = point.load()
             self._manager.register(plugin, name=point.name)
             self._manager.check_pending()
-            for framework in self._frameworks_of(plugin):
-                self._frameworks[framework.name] = (framework, point.value)
+            frameworks = self._added_by(plugin, "rlbridge_frameworks", Framework)
+            evaluators = self._added_by(plugin, "rlbridge_evaluators", EvaluatorSpec)
+            self._refuse_known(evaluators)
+            self._frameworks |= {item.name: (item, point.value) for item in frameworks}
+            self._evaluators |= {item.name: (item, point.value) for item in evaluators}
         # A stranger's module may raise anything while it is imported; the reason is kept.
         except Exception as error:  # noqa: BLE001
             if self._manager.has_plugin(point.name):
                 self._manager.unregister(name=point.name)
             reason = f"{type(error).__name__}: {error}"
-            self._broken.append(PluginReport(point.name, point.value, False, reason=reason))
+            report = PluginReport(point.name, point.value, False, reason=reason, kind="plugin")
+            self._broken.append(report)
 
-    def _frameworks_of(self, plugin: Any) -> list[Framework]:
+    def _added_by(self, plugin: Any, hook: str, kind: type) -> list[Any]:
         others = [known for known in self._manager.get_plugins() if known is not plugin]
-        caller = self._manager.subset_hook_caller("rlbridge_frameworks", others)
-        found = [framework for batch in caller() for framework in batch]
-        for framework in found:
-            if not isinstance(framework, Framework):
-                raise PluginError(
-                    f"rlbridge_frameworks returned {framework!r}; "
-                    "return a list of rlbridge.hookspecs.Framework"
-                )
+        caller = self._manager.subset_hook_caller(hook, others)
+        found = [item for batch in caller() for item in batch]
+        for item in found:
+            if not isinstance(item, kind):
+                where = f"{kind.__module__}.{kind.__name__}"
+                raise PluginError(f"{hook} returned {item!r}; return a list of {where}")
         return found
+
+    def _refuse_known(self, evaluators: list[EvaluatorSpec]) -> None:
+        for spec in evaluators:
+            if spec.name in self._evaluators:
+                other = self._evaluators[spec.name][1]
+                raise PluginError(f"the evaluator {spec.name!r} is {other}'s; name it otherwise")
 
     def framework_names(self) -> list[str]:
         """Names of all frameworks that some good plugin connects, installed or not."""
         return sorted(self._frameworks)
 
+    def evaluator_names(self) -> list[str]:
+        """Names of all evaluators that some good plugin adds, usable here or not."""
+        return sorted(self._evaluators)
+
     def report(self) -> list[PluginReport]:
-        """Every framework and every broken plugin, sorted by name."""
-        good = [_report(framework, plugin) for framework, plugin in self._frameworks.values()]
-        return sorted([*good, *self._broken], key=lambda item: item.name)
+        """Every framework, every evaluator and every broken plugin, sorted by kind and name."""
+        frameworks = [
+            _report(item, plugin, "framework") for item, plugin in self._frameworks.values()
+        ]
+        evaluators = [
+            _report(item, plugin, "evaluator") for item, plugin in self._evaluators.values()
+        ]
+        order = ("framework", "evaluator", "plugin")
+        found = [*frameworks, *evaluators, *self._broken]
+        return sorted(found, key=lambda item: (order.index(item.kind), item.name))
+
+    def evaluator_spec(self, name: str) -> EvaluatorSpec:
+        """The evaluator `name`, whose libraries are installed.
+
+        Raises:
+            ConfigError: no plugin adds an evaluator of that name.
+            FrameworkMissingError: it needs what isn't installed; the message holds the command.
+        """
+        if name not in self._evaluators:
+            raise ConfigError(self._unknown("evaluator", name, self.evaluator_names()))
+        spec, _ = self._evaluators[name]
+        _refuse_missing("evaluator", spec)
+        return spec
+
+    def evaluator(self, name: str, options: Mapping[str, Any] | None = None) -> Evaluator:
+        """Make the evaluator `name`; whoever asks for it closes it.
+
+        Args:
+            name: see `rlbridge plugins`.
+            options: its own, as plain data.
+
+        Raises:
+            ConfigError: there is none of that name, or an option is wrong.
+            FrameworkMissingError: it needs what isn't installed; the message holds the command.
+        """
+        return self.evaluator_spec(name).make({} if options is None else options)
 
     def backend(self, name: str) -> Backend:
         """Load the backend of the framework `name`.
@@ -97,40 +149,45 @@ class Plugins:
             FrameworkMissingError: the framework isn't installed; the message holds the command.
         """
         if name not in self._frameworks:
-            raise ConfigError(self._unknown(name))
+            raise ConfigError(self._unknown("framework", name, self.framework_names()))
         framework, _ = self._frameworks[name]
-        missing = _missing(framework)
-        if missing:
-            raise FrameworkMissingError(
-                f"framework {name!r} needs {', '.join(missing)}, which is not installed here; "
-                f"install it with: {framework.install}",
-                install=framework.install,
-            )
+        _refuse_missing("framework", framework)
         return framework.load()
 
-    def _unknown(self, name: str) -> str:
+    def _unknown(self, kind: Kind, name: str, known: list[str]) -> str:
         for broken in self._broken:
             if broken.name == name:
                 return f"the plugin {name!r} ({broken.plugin}) is broken: {broken.reason}"
-        guess = nearest(name, self.framework_names())
+        guess = nearest(name, known)
         hint = f"did you mean {guess!r}? " if guess else ""
-        return f"no framework named {name!r}; {hint}known: {', '.join(self.framework_names())}"
+        return f"no {kind} named {name!r}; {hint}known: {', '.join(known)}"
 
 
-def _missing(framework: Framework) -> list[str]:
-    return [module for module in framework.requires if importlib.util.find_spec(module) is None]
+def _missing(item: Framework | EvaluatorSpec) -> list[str]:
+    return [module for module in item.requires if importlib.util.find_spec(module) is None]
 
 
-def _report(framework: Framework, plugin: str) -> PluginReport:
-    missing = _missing(framework)
+def _refuse_missing(kind: Kind, item: Framework | EvaluatorSpec) -> None:
+    missing = _missing(item)
+    if missing:
+        raise FrameworkMissingError(
+            f"{kind} {item.name!r} needs {', '.join(missing)}, which is not installed here; "
+            f"install it with: {item.install}",
+            install=item.install,
+        )
+
+
+def _report(item: Framework | EvaluatorSpec, plugin: str, kind: Kind) -> PluginReport:
+    missing = _missing(item)
     return PluginReport(
-        name=framework.name,
+        name=item.name,
         plugin=plugin,
         available=not missing,
-        summary=framework.summary,
-        version=None if missing else _version(framework.requires[0]),
+        summary=item.summary,
+        version=None if missing or not item.requires else _version(item.requires[0]),
         reason=f"not installed: {', '.join(missing)}" if missing else None,
-        install=framework.install if missing else None,
+        install=item.install if missing else None,
+        kind=kind,
     )
 
 

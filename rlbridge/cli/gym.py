@@ -1,4 +1,4 @@
-"""`rlbridge gym ...`: serve a small Gym, check any Gym."""
+"""`rlbridge gym ...`: serve an evaluator as a Gym, check any Gym."""
 
 import os
 from pathlib import Path
@@ -6,12 +6,23 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Serve a small Gym, or check any Gym server.", no_args_is_help=True)
+app = typer.Typer(help="Serve an evaluator as a Gym, or check any Gym.", no_args_is_help=True)
 
 
 @app.command()
 def serve(
-    name: Annotated[str, typer.Argument(help="Which server: arithmetic.")] = "arithmetic",
+    name: Annotated[
+        str, typer.Argument(help="An evaluator, see `rlbridge plugins`.")
+    ] = "arithmetic",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option", "-o", help="An option of the evaluator as KEY=VALUE; VALUE is YAML."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A YAML file with options; --option comes first.")
+    ] = None,
     port: Annotated[
         int, typer.Option(help="Port to listen on; 0 takes any free one.", min=0, max=65535)
     ] = 18080,
@@ -26,24 +37,64 @@ def serve(
         bool, typer.Option("--exit-with-parent", help="Stop when the starting process is gone.")
     ] = False,
 ) -> None:
-    r"""Serve a verifier on NeMo Gym's wire until Ctrl-C or SIGTERM.
+    """Serve an evaluator on NeMo Gym's wire until Ctrl-C or SIGTERM.
 
-    `arithmetic` gives 1.0 if the last integer of the answer (inside the last \boxed{} if there
-    is one) is the row's `expected_answer`, else 0.0:
+    `rlbridge plugins` lists evaluators, `rlbridge plugins math` the options of one. A row that
+    lacks what the evaluator reads is refused with 422; a verdict that can't be had is marked
+    (`_ng_failure_class`, `mask_sample`), so that nobody takes it for a 0.0.
 
         rlbridge gym serve arithmetic --port 18080
 
+        rlbridge gym serve math --option cpu_s=10 --option workers=4
+
+        rlbridge gym serve judge --config judge.yaml
+
         rlbridge gym check http://127.0.0.1:18080 --rows rows.jsonl
     """
-    from contextlib import nullcontext
-
-    from rlbridge.gym.embedded.serve import load_app
+    from rlbridge.gym.embedded.serve import open_app
+    from rlbridge.plugins import Plugins
     from rlbridge.serving import announce
     from rlbridge.serving import serve as run
 
     parent = os.getppid() if exit_with_parent else None
+    opening = open_app(Plugins().evaluator_spec(name), _options(config, option or []))
     ready = announce(ready_file, lambda url: f"ready: {name} at {url}")
-    run(nullcontext(load_app(name)), host=host, port=port, ready=ready, parent=parent)
+    run(opening, host=host, port=port, ready=ready, parent=parent)
+
+
+def _options(config: Path | None, pairs: list[str]) -> dict[str, Any]:
+    """The options of a file, then those of the command line; `a.b=1` is `{a: {b: 1}}`."""
+    import yaml
+
+    from rlbridge.errors import ConfigError
+
+    def read(text: str, where: str) -> Any:
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{where}: not YAML: {error}") from error
+
+    options: dict[str, Any] = {}
+    if config is not None:
+        try:
+            found = read(config.read_text(encoding="utf-8"), str(config))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"can't read {config}: {error}") from error
+        if found is not None and not isinstance(found, dict):
+            raise ConfigError(f"{config}: options are a mapping, not a {type(found).__name__}")
+        options = found or {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--option {pair!r}: write KEY=VALUE")
+        *path, last = key.strip().split(".")
+        place = options
+        for part in path:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--option {pair!r}: {part} is no mapping")
+        place[last] = read(value, f"--option {pair!r}")
+    return options
 
 
 @app.command()

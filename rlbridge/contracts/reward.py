@@ -29,11 +29,11 @@ class FailureClass(StrEnum):
     TIMEOUT = "timeout"
     CONNECTION = "connection"
     SERVER_ERROR = "server_error"
-    """A status of 500 or more."""
+    """A status of 500 or more, or a verifier of our own that crashed."""
     RATE_LIMITED = "rate_limited"
     """A status of 429."""
     BAD_ROW = "bad_row"
-    """Another status of 400 to 499: the server refuses this row or this response."""
+    """Another status of 400 to 499: the verifier refuses this row or this response."""
     WRONG_SERVER = "wrong_server"
     """A redirect, 401, 403, 404 or 405: not this route, or not for us; no row's fault."""
     MALFORMED_BODY = "malformed_body"
@@ -72,6 +72,8 @@ class ValidReward:
             the reward was come by, and two rewards that differ only there are equal.
         latency_s: seconds from the call to the reward, waits and retries included.
         from_cache: no request of its own was sent: cached, or shared with an equal call.
+        extracted: what the verifier took as the answer, where it says; for people, and for
+            counting majorities.
 
     Raises:
         ContractError: a value or a component is not a finite number.
@@ -85,6 +87,7 @@ class ValidReward:
     attempts: int = field(default=1, compare=False)
     latency_s: float = field(default=0.0, compare=False)
     from_cache: bool = field(default=False, compare=False)
+    extracted: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not is_finite_number(self.value):

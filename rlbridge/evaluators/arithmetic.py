@@ -6,7 +6,13 @@ the format alone can be earned without adding anything.
 """
 
 import re
-from typing import Final, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import field_validator
+
+from rlbridge.evaluators.evaluator import Evaluator, EvaluatorSpec
+from rlbridge.evaluators.local import AnswerOptions, Grade, LocalEvaluator, RowFields, fields_of
 
 # A number that is not glued to a word or to another number's end; "7-3" holds 7 and 3.
 _NUMBER: Final = re.compile(r"(?<![\w.])(?:(?<![)\]])[-+])?\d+(?:,\d{3})*(?:\.\d+)?", re.ASCII)
@@ -14,24 +20,27 @@ _INTEGER: Final = re.compile(r"[-+]?\d+", re.ASCII)
 _BOXED: Final = re.compile(r"\\boxed\s*\{([^{}]*)\}")
 
 
-class Verdict(NamedTuple):
-    """What came of grading one answer.
+class ArithmeticRow(RowFields):
+    """A row whose answer is an integer."""
 
-    Attributes:
-        reward: 1.0 or 0.0.
-        extracted: the integer that counted, normalised, or None if there was none.
-    """
+    expected_answer: str
+    """The right integer, in digits."""
 
-    reward: float
-    extracted: str | None
-
-    @property
-    def components(self) -> dict[str, float]:
-        """The reward's parts: `correct`, and `answered` for any integer at all."""
-        return {"correct": self.reward, "answered": float(self.extracted is not None)}
+    @field_validator("expected_answer")
+    @classmethod
+    def _is_integer(cls, value: str) -> str:
+        if integer(value) is None:
+            raise ValueError("expected_answer must be an integer in digits")
+        return value
 
 
-def grade(answer: str, expected: str) -> Verdict:
+def make(options: Mapping[str, Any]) -> Evaluator:
+    """The evaluator; it has no options of its own."""
+    how = AnswerOptions.parse(options, where="arithmetic")
+    return LocalEvaluator(ArithmeticRow, how, lambda row, text: grade(text, row.expected_answer))
+
+
+def grade(answer: str, expected: str) -> Grade:
     """Compare the last integer of `answer` with `expected`, an integer in digits.
 
     Raises:
@@ -41,7 +50,7 @@ def grade(answer: str, expected: str) -> Verdict:
     if wanted is None:
         raise ValueError(f"expected_answer must be an integer in digits, got {expected!r}")
     extracted = last_integer(answer)
-    return Verdict(float(extracted == wanted), extracted)
+    return Grade(float(extracted == wanted), extracted)
 
 
 def last_integer(text: str) -> str | None:
@@ -65,3 +74,13 @@ def integer(digits: str) -> str | None:
 
 def _plain(text: str) -> str:
     return text.replace("\N{MINUS SIGN}", "-")
+
+
+SPEC: Final = EvaluatorSpec(
+    name="arithmetic",
+    summary="the last integer of the answer is the expected one",
+    make=make,
+    fields=fields_of(ArithmeticRow),
+    row=ArithmeticRow,
+    options=AnswerOptions,
+)

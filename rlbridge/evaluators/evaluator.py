@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pydantic import BaseModel
+
 from rlbridge.contracts.reward import Reward
 
 
@@ -34,6 +36,9 @@ class EvaluatorSpec:
         summary: one line for `rlbridge plugins`.
         make: builds one from the options users gave; raises `ConfigError` on a wrong option.
         fields: the row's fields it reads, by name, with a word on each.
+        row: a model of these fields, where there is one; a served evaluator answers 422 for a row
+            that doesn't fit, as NeMo Gym does.
+        options: the model of what `make` takes, where there is one; for help texts.
         requires: import names that must be found for `make` to work.
         install: the command that installs what `requires` names.
     """
@@ -42,5 +47,7 @@ class EvaluatorSpec:
     summary: str
     make: Callable[[Mapping[str, Any]], Evaluator]
     fields: Mapping[str, str]
+    row: type[BaseModel] | None = None
+    options: type[BaseModel] | None = None
     requires: tuple[str, ...] = ()
     install: str = ""

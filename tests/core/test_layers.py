@@ -5,10 +5,10 @@ from pathlib import Path
 
 LAYERS = [
     {"errors"},
-    {"contracts", "config", "run_config", "jsonl", "serving"},
+    {"contracts", "config", "run_config", "jsonl", "serving", "templates"},
     {"onpolicy", "parsing", "transforms", "evaluators", "rows", "ledger", "prompts"},
     {"gym", "engines", "hookspecs"},
-    {"gateway", "plugins"},
+    {"gateway", "plugins", "builtins"},
     {"rollouts", "testing", "launch"},
     {"cli", "rlbridge_verl", "rlbridge_nemo_rl"},
 ]

@@ -39,9 +39,7 @@ def test_every_integer_is_found_where_it_is_written(value: int) -> None:
 
 @given(st.text())
 def test_any_text_is_graded(text: str) -> None:
-    verdict = grade(text, "4")
-    assert verdict.reward in (0.0, 1.0)
-    assert verdict.components["correct"] == verdict.reward
+    assert grade(text, "4").reward in (0.0, 1.0)
 
 
 def test_numbers_longer_than_python_converts_are_compared() -> None:

@@ -14,9 +14,11 @@ import httpx
 import pytest
 
 from rlbridge.errors import ConfigError
+from rlbridge.evaluators.arithmetic import SPEC
 from rlbridge.gym import GymClient
 from rlbridge.gym.embedded.aggregate import aggregate_metrics
-from rlbridge.gym.embedded.serve import load_app
+from rlbridge.gym.embedded.server import evaluator_app
+from rlbridge.plugins import Plugins
 from rlbridge.serving import PARENT_POLL_S
 from rlbridge.testing import make_row
 
@@ -60,7 +62,7 @@ SERVE = [*CLI, "serve", "arithmetic", "--port", "0"]
 
 @pytest.fixture
 async def wire() -> Any:
-    transport = httpx.ASGITransport(load_app("arithmetic"))
+    transport = httpx.ASGITransport(evaluator_app(SPEC, SPEC.make({})))
     async with httpx.AsyncClient(transport=transport, base_url="http://gym") as client:
         yield client
 
@@ -143,8 +145,8 @@ def test_metrics_are_the_captured_ones(capture: Any) -> None:
 
 
 def test_an_unknown_server_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match="arithmetic"):
-        load_app("algebra")
+    with pytest.raises(ConfigError, match="did you mean 'arithmetic'"):
+        Plugins().evaluator_spec("arithmetics")
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ import pytest
 import trustme
 
 from rlbridge.contracts.reward import FailureClass
+from rlbridge.evaluators.arithmetic import SPEC
 from rlbridge.gym import GymClient
-from rlbridge.gym.embedded.serve import load_app
+from rlbridge.gym.embedded.server import evaluator_app
 from rlbridge.testing import GymServer, make_row
 from rlbridge.testing.server import read_request
 
@@ -34,7 +35,7 @@ def authority(tmp_path: Path) -> trustme.CA:
 @asynccontextmanager
 async def https_gym(certificates: Path) -> AsyncIterator[tuple[str, list[str]]]:
     """The embedded Gym behind TLS: its URL, and the HTTP version of each request."""
-    app, versions = load_app("arithmetic"), []
+    app, versions = evaluator_app(SPEC, SPEC.make({})), []
 
     async def noting(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":

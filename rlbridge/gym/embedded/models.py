@@ -195,15 +195,3 @@ class AggregateRequest(BaseModel):
     """The body of /aggregate_metrics."""
 
     verify_responses: list[dict[str, Any]]
-
-
-def answer_text(response: ResponseObject) -> str:
-    """The text of the last message the policy wrote; empty if it wrote none."""
-    for item in reversed(response.output):
-        if isinstance(item, OutputMessage):
-            return "".join(part.text for part in item.content if isinstance(part, OutputText))
-        if isinstance(item, InputMessage) and item.role == "assistant":
-            if isinstance(item.content, str):
-                return item.content
-            return "".join(str(part.get("text", "")) for part in item.content)
-    return ""

@@ -1,26 +1,34 @@
-"""The embedded servers by name; `rlbridge.serving` runs them."""
+"""Opens an evaluator as a Gym server; `rlbridge.serving` runs it."""
 
-from typing import Any, Final
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
-from rlbridge.errors import ConfigError, FrameworkMissingError
+from rlbridge.errors import FrameworkMissingError
+from rlbridge.evaluators.evaluator import EvaluatorSpec
 
-SERVERS: Final = ("arithmetic",)
 
-
-def load_app(name: str) -> Any:
-    """The ASGI app of the embedded server `name`.
+def open_app(spec: EvaluatorSpec, options: Mapping[str, Any]) -> AbstractAsyncContextManager[Any]:
+    """Make the evaluator; the ASGI app that serves it, which closes it at the end.
 
     Raises:
-        ConfigError: there is no such server.
+        ConfigError: an option is wrong.
         FrameworkMissingError: the extra `gateway` isn't installed.
     """
-    if name not in SERVERS:
-        raise ConfigError(f"no embedded Gym named {name!r}; there is {', '.join(SERVERS)}")
     try:
-        from rlbridge.gym.embedded.server import arithmetic_app
+        from rlbridge.gym.embedded.server import evaluator_app
     except ImportError as error:
         install = "pip install 'rlbridge[gateway]'"
         raise FrameworkMissingError(
             f"the embedded Gym needs {error.name}; install it with `{install}`", install=install
         ) from error
-    return arithmetic_app()
+    evaluator = spec.make(options)
+
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[Any]:
+        try:
+            yield evaluator_app(spec, evaluator)
+        finally:
+            await evaluator.aclose()
+
+    return opening()

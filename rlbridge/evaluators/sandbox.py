@@ -1,0 +1,323 @@
+"""Runs a stranger's Python where it can do no harm, and says how that ended.
+
+New namespaces (user, mounts, processes, network, IPC) and resource limits, by a launcher of our
+own (`sandbox_init.py`) that needs no privilege and no package. Refuses to run anything where
+these can't be had: `require` says so before the first rollout, and there is no other way to run.
+
+The program sees the interpreter's standard library, an empty folder in memory, and two pipes.
+It shares the machine's kernel: see docs/evaluators.md for what that means.
+"""
+
+import enum
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import psutil
+from pydantic import Field
+
+from rlbridge.config import StrictModel
+from rlbridge.errors import ConfigError
+
+_LAUNCHER: Final = Path(__file__).with_name("sandbox_init.py")
+_LIBRARIES: Final = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib32", "/lib64")
+_ENVIRONMENT: Final = {
+    "LANG": "C.UTF-8",
+    "HOME": "/work",
+    "PATH": "/usr/bin:/bin",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+_GRACE_S: Final = 5.0  # for a killed sandbox to be gone
+_STALL_SAMPLES: Final = 5
+
+
+class Limits(StrictModel):
+    """What one program may use."""
+
+    cpu_s: int = Field(default=10, ge=1)
+    """CPU seconds of each of its processes; more of them is a wrong answer."""
+    wall_s: float = Field(default=60.0, gt=0)
+    """Seconds in all; a program that still wants to run then had too busy a machine: invalid."""
+    memory_mb: int = Field(default=512, ge=64)
+    """Address space of each of its processes, in MiB."""
+    processes: int = Field(default=8, ge=1)
+    """Processes and threads at a time."""
+    disk_mb: int = Field(default=32, ge=1)
+    """Room for files, which lie in memory, in MiB."""
+    output_kb: int = Field(default=4096, ge=1)
+    """What is read of its output, in KiB; more of it is a wrong answer."""
+
+
+class End(enum.StrEnum):
+    """How a program ended."""
+
+    EXITED = "exited"
+    CRASHED = "ended with an error"
+    CPU = "used all of its CPU time"
+    STALLED = "waited until its time was over"
+    OUTPUT = "wrote too much"
+    OVERLOADED = "had no CPU to use within its time"
+    """Not the program's fault."""
+    BROKEN = "the sandbox failed"
+    """Not the program's fault."""
+
+
+class Sandboxed:
+    """A program in a sandbox of its own; use it with `with`, which ends it in any case.
+
+    Blocks the calling thread, for no longer than `limits.wall_s` and a few seconds.
+
+    Args:
+        arguments: what follows the interpreter's own options: a file's name, say.
+        files: texts to lie in its working folder.
+        limits: what it may use.
+        packages: a folder it may import from; read-only.
+    """
+
+    def __init__(
+        self,
+        arguments: list[str],
+        files: Mapping[str, str],
+        limits: Limits,
+        packages: Path | None = None,
+    ) -> None:
+        self._limits = limits
+        self._deadline = time.monotonic() + limits.wall_s
+        self._read = 0
+        self._buffer = bytearray()
+        self._status = b""
+        self.end: End | None = None
+        self.why = ""
+        task = _task(arguments, files, limits, packages)
+        task_read, task_write = os.pipe()
+        self._status_fd, status_write = os.pipe()
+        command = [_python(), "-I", "-S", "-B", str(_LAUNCHER), str(task_read), str(status_write)]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(task_read, status_write),
+                env={},
+                bufsize=0,
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(task_write)
+            os.close(self._status_fd)
+            raise
+        finally:
+            os.close(task_read)
+            os.close(status_write)
+        with os.fdopen(task_write, "wb") as sink:
+            sink.write(task)
+        assert self._process.stdin is not None  # noqa: S101 (pipes were asked for)
+        assert self._process.stdout is not None  # noqa: S101
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        os.set_blocking(self._stdin.fileno(), False)
+        os.set_blocking(self._stdout.fileno(), False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.kill()  # process 1 of the namespace dies with it, and the rest with that
+        self._stdin.close()
+        self._stdout.close()
+        self._process.wait()
+        os.close(self._status_fd)
+
+    def run(self, data: bytes) -> bytes:
+        """Give it `data` as its whole input; all of its output. `end` says how it ended."""
+        self._exchange(data, close=True, line=False)
+        return bytes(self._buffer)
+
+    def ask(self, line: bytes | None) -> bytes | None:
+        """Send a line, if any, and read one; None when it ended instead, and `end` says how."""
+        self._exchange(b"" if line is None else line + b"\n", close=False, line=True)
+        answer, found, rest = self._buffer.partition(b"\n")
+        if not found:
+            return None
+        self._buffer = bytearray(rest)
+        return bytes(answer)
+
+    def _exchange(self, data: bytes, *, close: bool, line: bool) -> None:
+        if self.end is not None:
+            return
+        view = memoryview(data)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._stdout, selectors.EVENT_READ)
+            if view or close:
+                selector.register(self._stdin, selectors.EVENT_WRITE)
+            while view or not (line and b"\n" in self._buffer):
+                left_s = self._deadline - time.monotonic()
+                if left_s <= 0:
+                    self.end = self._why_late()
+                    return
+                for key, _ in selector.select(left_s):
+                    if key.fileobj is self._stdin:
+                        view = self._write(view)
+                        if not view:
+                            selector.unregister(self._stdin)
+                            if close:
+                                self._stdin.close()
+                    elif not self._take():
+                        return
+
+    def _write(self, view: memoryview) -> memoryview:
+        try:
+            return view[os.write(self._stdin.fileno(), view[:65536]) :] if view else view
+        except BrokenPipeError:  # it doesn't read its input
+            return view[:0]
+
+    def _take(self) -> bool:
+        """Read some output; False once there will be no more that counts."""
+        chunk = os.read(self._stdout.fileno(), 65536)
+        self._buffer += chunk
+        self._read += len(chunk)
+        if self._read > self._limits.output_kb << 10:
+            self.end = End.OUTPUT
+        elif not chunk:
+            self.end = self._how_it_ended()
+        return self.end is None
+
+    def _how_it_ended(self) -> End:
+        """Its output is at an end; wait for its own end, which may be later."""
+        os.set_blocking(self._status_fd, False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._status_fd, selectors.EVENT_READ)
+            while selector.select(max(self._deadline - time.monotonic(), 0.0)):
+                chunk = os.read(self._status_fd, 4096)
+                if not chunk:
+                    return self._verdict()
+                self._status += chunk
+        return self._why_late()
+
+    def _verdict(self) -> End:
+        told: dict[str, Any] = {}
+        for line in self._status.splitlines():
+            told.update(json.loads(line))
+        if "exit" not in told:
+            self.why = str(told.get("error", "the launcher ended without a word"))
+            return End.BROKEN
+        if told["exit"] == 0:
+            return End.EXITED
+        if told["cpu_s"] >= self._limits.cpu_s:
+            return End.CPU
+        self.why = f"status {told['exit']}"
+        return End.CRASHED
+
+    def _why_late(self) -> End:
+        """Did it want to run when its time was over? Then the machine was too busy for it."""
+        for _ in range(_STALL_SAMPLES):
+            if any(_runs(child) for child in _children(self._process.pid)):
+                return End.OVERLOADED
+            time.sleep(0.02)
+        return End.STALLED
+
+
+@cache
+def require() -> None:
+    """Make a sandbox and try its walls.
+
+    Raises:
+        ConfigError: it can't be had here; the message says why.
+    """
+    if sys.platform != "linux":
+        raise ConfigError(f"the sandbox needs Linux, this is {sys.platform}; serve `code` there")
+    probe = (
+        "import os, socket\n"
+        "try: socket.create_connection(('127.0.0.1', 9), 1)\n"
+        "except ConnectionRefusedError: print('network')\n"
+        "except OSError: pass\n"
+        f"if os.path.exists({str(_LAUNCHER)!r}): print('files')\n"
+        "if os.getppid() != 1: print('processes')\n"
+        "print('ok')\n"
+    )
+    limits = Limits(wall_s=30.0)
+    with Sandboxed(["probe.py"], {"probe.py": probe}, limits) as program:
+        output = program.run(b"")
+    if program.end is not End.EXITED or output != b"ok\n":
+        found = output.decode("utf-8", "replace").split()
+        why = f"reachable inside: {', '.join(found)}" if found else f"{program.end}: {program.why}"
+        raise ConfigError(
+            f"no sandbox for strangers' code here ({why}); code is never run without one. It "
+            "needs Linux 5.12 with unprivileged user namespaces (sysctl "
+            "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns, "
+            "user.max_user_namespaces; in Docker: --security-opt seccomp=unconfined)"
+        )
+
+
+def _task(
+    arguments: list[str], files: Mapping[str, str], limits: Limits, packages: Path | None
+) -> bytes:
+    readable, links = _libraries()
+    environment = dict(_ENVIRONMENT)
+    flags = ["-I", "-S", "-B"]
+    if packages is not None:
+        folder = str(packages.resolve())
+        readable = (*readable, folder)
+        environment["PYTHONPATH"] = folder
+        flags = ["-s", "-S", "-B"]
+    task = {
+        "readable": readable,
+        "links": links,
+        "files": dict(files),
+        "argv": [_python(), *flags, *arguments],
+        "env": environment,
+        "memory_mb": limits.memory_mb,
+        "cpu_s": limits.cpu_s,
+        "disk_mb": limits.disk_mb,
+        "processes": limits.processes,
+    }
+    return json.dumps(task).encode()
+
+
+@cache
+def _libraries() -> tuple[tuple[str, ...], dict[str, str]]:
+    """Folders to be seen, and links to be made: the interpreter and the system's libraries."""
+    prefix = str(Path(sys.base_prefix).resolve())
+    readable, links = [prefix], {}
+    for name in _LIBRARIES:
+        path = Path(name)
+        if path.is_symlink():
+            links[name] = str(path.readlink())
+        elif path.is_dir() and not path.is_relative_to(prefix):
+            readable.append(name)
+    # `/usr` as a prefix holds its libraries already; outer folders are mounted first.
+    return tuple(sorted(readable)), links
+
+
+@cache
+def _python() -> str:
+    return str(Path(getattr(sys, "_base_executable", sys.executable)).resolve())
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
+    except psutil.Error:
+        return False
