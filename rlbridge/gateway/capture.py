@@ -75,11 +75,12 @@ class CaptureLog:
             self._next_segment()
         try:
             written = os.write(self._file, data)
-            if written != len(data):
-                raise OSError(f"{self._paths[-1]}: {written} of {len(data)} bytes written")
         except OSError:
             self._close_segment()
             raise
+        if written != len(data):
+            self._close_segment()
+            raise OSError(f"{self._paths[-1]}: {written} of {len(data)} bytes written")
         place = (len(self._paths) - 1) << _OFFSET_BITS | self._size
         self._size += len(data)
         self._dirty = True

@@ -93,7 +93,8 @@ class Node:
         named = [
             node for node in found if theirs.call_ids and theirs.call_ids == node.said.call_ids
         ]
-        return (named or found or [None])[-1]
+        likest = named or found
+        return likest[-1] if likest else None
 
     @property
     def said(self) -> Said:

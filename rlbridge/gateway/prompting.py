@@ -14,18 +14,12 @@ from typing import Any
 
 import orjson
 
-from rlbridge.contracts import wire
 from rlbridge.contracts.codecs.messages import text_of
-from rlbridge.contracts.rollout import Turn
-from rlbridge.contracts.tokens import (
-    PromptSpan,
-    SampledSpan,
-    as_logprobs,
-    as_token_ids,
-)
+from rlbridge.contracts.tokens import PromptSpan, as_token_ids
 from rlbridge.errors import ConfigError, ContractError
 from rlbridge.gateway.calls import Call
 from rlbridge.gateway.errors import ApiError
+from rlbridge.gateway.given import Given
 from rlbridge.gateway.history import Walk
 from rlbridge.onpolicy.bridge import Bridge, Bridged
 from rlbridge.onpolicy.refusal import Refusal
@@ -36,9 +30,6 @@ from rlbridge.onpolicy.tokenizer import ChatTokenizer, encode
 # Encoding this much text takes milliseconds: other sessions shouldn't wait for it.
 _LONG_TEXT = 50_000
 _BRIDGES = 16
-# So many last tokens are compared where a whole prompt would cost too much.
-_TAIL = 64
-REQUIRED_PREFIX = "required_prefix_token_ids"
 # vLLM's, each of which makes another prompt than the one the session's tokens are of.
 _REFUSED: Mapping[str, tuple[object, ...]] = {
     "chat_template": (None,),
@@ -64,6 +55,15 @@ class Plan:
     base: Call | None = None
     how: str = "rendered"
     reason: str = ""
+
+    @property
+    def added(self) -> PromptSpan:
+        """The prompt behind the base's tokens; all of it without a base."""
+        if self.base is None:
+            return self.prompt
+        at, prompt = self.base.length, self.prompt
+        ids, codes = prompt.token_ids[at:].copy(), prompt.provenance[at:].copy()
+        return PromptSpan(ids, codes, prompt.vocab_size)  # a view would keep the whole prompt
 
 
 class Prompter:
@@ -193,75 +193,6 @@ def refuse_prompt_options(body: Mapping[str, Any]) -> None:
                 "own tokens",
                 param=name,
             )
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """Tokens that a client brought along.
-
-    Attributes:
-        index: of the message they end with, the last assistant message that has any.
-        prompt_ids: as JSON gave them, not looked at yet: a long list costs more than the rest.
-        sampled_ids: likewise; empty where the client sent prompt and answer in one.
-        logprobs: of `sampled_ids`, likewise.
-    """
-
-    index: int
-    prompt_ids: Sequence[int]
-    sampled_ids: Sequence[int]
-    logprobs: Sequence[float]
-
-    def are_of(self, call: Call) -> bool:
-        """Whether they are the tokens of this call."""
-        ids = self.sampled_ids or self.prompt_ids[-_TAIL:]
-        mine = call.generation[-1].token_ids[-len(ids) :]
-        if len(self.prompt_ids) + len(self.sampled_ids) != call.length:
-            return False
-        return bool(list(ids[-len(mine) :]) == mine.tolist())
-
-    def turn(self) -> Turn:
-        """The call they are of.
-
-        Raises:
-            ApiError: they break the contract.
-        """
-        name = f"$.messages[{self.index}]" if self.sampled_ids else REQUIRED_PREFIX
-        try:
-            if self.sampled_ids:
-                sampled = SampledSpan(as_token_ids(self.sampled_ids), as_logprobs(self.logprobs))
-                return Turn(PromptSpan(as_token_ids(self.prompt_ids)), (sampled,))
-            ids = as_token_ids(self.prompt_ids)
-            if len(ids) < 2:
-                raise ContractError("a prefix needs a prompt and an answer: two tokens at least")
-            # Nobody said which of them were sampled; the last one was.
-            unknown = SampledSpan(ids[-1:], as_logprobs([None]))
-            return Turn(PromptSpan(ids[:-1]), (unknown,))
-        except ContractError as error:
-            raise ApiError(f"{name}: {error}", param=name) from error
-
-
-def given_tokens(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> Given | None:
-    """Tokens that a client brought along: on messages, or as NeMo-RL's prefix."""
-    required = body.get(REQUIRED_PREFIX)
-    for index in range(len(messages) - 1, -1, -1):
-        message = messages[index]
-        if message.get("role") != "assistant":
-            continue
-        if required:
-            return Given(index, _list(required), (), ())
-        sampled = message.get(wire.GENERATION_TOKEN_IDS)
-        if sampled:
-            prompt = _list(message.get(wire.PROMPT_TOKEN_IDS))
-            return Given(
-                index, prompt, _list(sampled), _list(message.get(wire.GENERATION_LOG_PROBS))
-            )
-    return None
-
-
-def _list(value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise ApiError("token fields are lists of numbers, all of them or none", param="messages")
-    return value
 
 
 def for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

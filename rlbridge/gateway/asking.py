@@ -1,0 +1,369 @@
+"""From a request's body to an `Ask`: its session, its place in the history, its prompt.
+
+Where a request belongs: the session it names (URL, header, metadata); else, where it brings the
+tokens of an answer of ours along, the session of that answer, if the rest of its messages is that
+session's too; else one of its own. Refuses what the openai package's types refuse.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import orjson
+
+from rlbridge.contracts.tokens import PromptSpan, Provenance, as_token_ids
+from rlbridge.engines.engine import ChatContext, EngineCall, EngineInfo
+from rlbridge.errors import ContractError
+from rlbridge.gateway.calls import Call
+from rlbridge.gateway.config import GatewayConfig
+from rlbridge.gateway.errors import ApiError
+from rlbridge.gateway.exchange import Caller
+from rlbridge.gateway.given import Given, given_tokens
+from rlbridge.gateway.history import Node, Walk, lean
+from rlbridge.gateway.openai_types import (
+    check_messages,
+    check_new_messages,
+    check_request,
+    check_tools,
+)
+from rlbridge.gateway.prompting import Plan, Prompter, refuse_prompt_options
+from rlbridge.gateway.sampling import Resolved, resolve
+from rlbridge.gateway.sessions import Root, Session
+from rlbridge.gateway.store import SessionStore
+
+SESSION_FIELD = "rlbridge_session"
+# What is sent to the engine in other words, or is the gateway's own.
+_OWN = frozenset(
+    {
+        "messages", "prompt", "model", "tools", "tool_choice", "stream", "stream_options", "n",
+        "logprobs", "top_logprobs", "metadata", "store", "user", "return_token_ids",
+        "return_tokens_as_token_ids", "required_prefix_token_ids", "temperature", "top_p",
+        "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+        "logit_bias", "max_tokens", "max_completion_tokens", "max_output_tokens", "stop",
+        "stop_token_ids", "ignore_eos", "seed",
+    }
+)  # fmt: skip
+_LOOKED_AT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request, ready for the engine.
+
+    Attributes:
+        session: whose it is.
+        root: its tools and template options.
+        node: the end of its history; the root's node for plain completions.
+        plan: its prompt; None for engines of text.
+        resolved: its sampling parameters.
+        call: for the engine.
+        key: equal for requests that are the same call.
+        tools: what the answer may call; None if nothing.
+        text: the prompt of a plain completion, as text.
+        plain: a completion: no message to parse.
+    """
+
+    session: Session
+    root: Root
+    node: Node
+    plan: Plan | None
+    resolved: Resolved
+    call: EngineCall
+    key: str
+    tools: Sequence[Mapping[str, Any]] | None = None
+    text: str = ""
+    plain: bool = False
+    seed: str = field(default_factory=lambda: uuid4().hex)
+
+    def headers(self) -> dict[str, str]:
+        """What to tell a client that looks at headers."""
+        headers = {"x-rlbridge-session": self.session.name}
+        if self.plan is None:
+            headers["x-rlbridge-prompt"] = "text"
+        else:
+            reason = f"; reason={self.plan.reason}" if self.plan.reason else ""
+            headers["x-rlbridge-prompt"] = self.plan.how + reason
+        if self.resolved.notes:
+            notes = "; ".join(self.resolved.notes)
+            headers["x-rlbridge-notes"] = notes.encode("ascii", "replace").decode()
+        return headers
+
+
+class Asker:
+    """Makes asks of requests.
+
+    Args:
+        prompter: makes prompts.
+        store: the sessions.
+        config: of the gateway.
+        info: what the engine is.
+        model: the name clients know.
+    """
+
+    def __init__(
+        self,
+        prompter: Prompter,
+        store: SessionStore,
+        config: GatewayConfig,
+        info: EngineInfo,
+        model: str,
+    ) -> None:
+        self._prompter = prompter
+        self._store = store
+        self._config = config
+        self._info = info
+        self._model = model
+
+    async def chat(self, body: Mapping[str, Any], caller: Caller) -> Ask:
+        """The ask of a body of `/v1/chat/completions`.
+
+        Raises:
+            ApiError: what is wrong with it.
+        """
+        check_request("chat", body)
+        self.check_model(body)
+        _refuse_alternatives(body)
+        messages = lean(check_messages(body.get("messages")))
+        if not self._info.tokens:
+            return await self._text(body, messages, caller)
+        refuse_prompt_options(body)
+        given = given_tokens(body, body["messages"])
+        tools, options = body.get("tools") or None, body.get("chat_template_kwargs") or None
+        session, root, walk = await self._place(caller, body, messages, given, tools, options)
+        check_new_messages(messages, walk.known)
+        plan = await self._prompter.plan(walk, messages, given=given, tools=tools, options=options)
+        node = walk.node
+        for message in messages[walk.known :]:
+            node = node.find(message) or node.add(message)
+        resolved = self._resolved(body, plan.prompt)
+        return Ask(
+            session,
+            root,
+            node,
+            plan,
+            resolved,
+            engine_call(session, plan, resolved, body, messages=messages, tools=tools),
+            request_key(node, body, caller.idempotency_key),
+            None if body.get("tool_choice") == "none" else tools,
+        )
+
+    async def completion(
+        self, body: Mapping[str, Any], prompt: str | Sequence[int], caller: Caller
+    ) -> Ask:
+        """The ask of one prompt of a body of `/v1/completions`, which is checked already.
+
+        Raises:
+            ApiError: what is wrong with it.
+        """
+        if not self._info.tokens:
+            raise ApiError(
+                "the engine behind this gateway takes messages only; use /v1/chat/completions",
+                param="prompt",
+            )
+        session = await self.session(caller, body)
+        plan = await self._completion_plan(session, prompt)
+        root = session.root(None, None)
+        resolved = self._resolved(body, plan.prompt)
+        text = prompt if isinstance(prompt, str) else ""
+        key = f"{zlib.crc32(plan.prompt.token_ids.tobytes()):08x}"
+        return Ask(
+            session,
+            root,
+            root.node,
+            plan,
+            resolved,
+            engine_call(session, plan, resolved, body),
+            f"{key}-{request_key(root.node, body, caller.idempotency_key)}",
+            text=text,
+            plain=True,
+        )
+
+    async def prompt_of(self, body: Mapping[str, Any], caller: Caller) -> PromptSpan:
+        """What the engine would be sent for these messages, now.
+
+        Raises:
+            ApiError: what is wrong with them.
+        """
+        messages = lean(check_messages(body.get("messages")))
+        given = given_tokens(body, body["messages"])
+        tools, options = body.get("tools") or None, body.get("chat_template_kwargs") or None
+        _, _, walk = await self._place(caller, body, messages, given, tools, options)
+        check_new_messages(messages, walk.known)
+        plan = await self._prompter.plan(walk, messages, given=given, tools=tools, options=options)
+        return plan.prompt
+
+    async def session(self, caller: Caller, body: Mapping[str, Any]) -> Session:
+        """The session a request names, or one of its own.
+
+        Raises:
+            ApiError: see `SessionStore.get`.
+        """
+        name = caller.session or session_named(body)
+        if name:
+            return await self._store.get(name, create=self._config.sessions.implicit)
+        return self._store.anonymous()
+
+    def check_model(self, body: Mapping[str, Any]) -> None:
+        """Refuse a model that isn't served here.
+
+        Raises:
+            ApiError: 404, as OpenAI and vLLM answer.
+        """
+        model = body.get("model")
+        if model and model != self._model:
+            raise ApiError(
+                f"The model `{model}` does not exist; this gateway serves `{self._model}`.",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+
+    async def _place(
+        self,
+        caller: Caller,
+        body: Mapping[str, Any],
+        messages: list[dict[str, Any]],
+        given: Given | None,
+        tools: Any,
+        options: Any,
+    ) -> tuple[Session, Root, Walk]:
+        """The session of a conversation, and how much of it is known there."""
+        named = caller.session or session_named(body)
+        if not named and given is not None and given.sampled_ids:
+            known = self._store.echoed(given.echo())
+            if known is not None:
+                session = await self._store.get(known)
+                root = session.root(tools, options)
+                walk = Walk(root.node, messages)
+                anchor = walk.anchor.call if walk.anchor else None
+                if anchor is not None and given.index == walk.after - 1 and given.are_of(anchor):
+                    return session, root, walk
+        session = await self.session(caller, body)
+        known_tools = any(root.tools == tools for root in session.roots)
+        root = session.root(tools if known_tools else check_tools(tools), options)
+        return session, root, Walk(root.node, messages)
+
+    async def _completion_plan(self, session: Session, prompt: str | Sequence[int]) -> Plan:
+        """The prompt of a completion: exact where it goes on from a call of the session."""
+        recent = session.calls[: -_LOOKED_AT - 1 : -1]
+        if isinstance(prompt, str):
+            begun = [call for call in recent if call.text and prompt.startswith(call.text)]
+            base = max(begun, key=lambda call: len(call.text), default=None)
+            ids = await self._prompter.encode(prompt[len(base.text) if base else 0 :])
+            if base is None:
+                return Plan(_prompt(ids))
+            return Plan(_extended(base, ids), base, "bridged")
+        whole = _prompt(prompt)
+        for call in recent:
+            if call.length < len(whole):
+                known = call.turn().token_ids
+                if np.array_equal(whole.token_ids[: len(known)], known):
+                    return Plan(_extended(call, whole.token_ids[len(known) :]), call, "bridged")
+        return Plan(whole)
+
+    async def _text(
+        self, body: Mapping[str, Any], messages: list[dict[str, Any]], caller: Caller
+    ) -> Ask:
+        """The ask of an engine that takes text alone."""
+        check_new_messages(messages, 0)
+        tools = check_tools(body.get("tools"))
+        session = await self.session(caller, body)
+        root = session.root(tools, None)
+        resolved = resolve(body, self._config.sampling, prompt_tokens=0, max_model_len=None)
+        key = zlib.crc32(orjson.dumps(messages))
+        return Ask(
+            session,
+            root,
+            root.node,
+            None,
+            resolved,
+            engine_call(session, None, resolved, body, messages=messages, tools=tools),
+            f"{key:08x}-{request_key(root.node, body, caller.idempotency_key)}",
+            None if body.get("tool_choice") == "none" else tools,
+        )
+
+    def _resolved(self, body: Mapping[str, Any], prompt: PromptSpan) -> Resolved:
+        return resolve(
+            body,
+            self._config.sampling,
+            prompt_tokens=len(prompt),
+            max_model_len=self._info.max_model_len,
+        )
+
+
+def session_named(body: Mapping[str, Any]) -> str:
+    """The session that a body's metadata names; empty for none."""
+    metadata = body.get("metadata")
+    name = metadata.get(SESSION_FIELD) if isinstance(metadata, Mapping) else None
+    return name if isinstance(name, str) else ""
+
+
+def engine_call(
+    ask_session: Session,
+    plan: Plan | None,
+    resolved: Resolved,
+    body: Mapping[str, Any],
+    *,
+    messages: Sequence[Mapping[str, Any]] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> EngineCall:
+    """The call for the engine; without messages it is a plain completion.
+
+    Raises:
+        ApiError: `n` is no number of answers.
+    """
+    n = body.get("n") or 1
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= 128:
+        raise ApiError(f"n must be an integer from 1 to 128, got {n!r}", param="n")
+    extra = {key: value for key, value in body.items() if key not in _OWN and value is not None}
+    return EngineCall(
+        plan.prompt if plan is not None else None,
+        resolved.params,
+        n,
+        ask_session.name,
+        ChatContext(messages if messages is not None else (), tools, body.get("tool_choice"), extra)
+        if messages is not None or extra
+        else None,
+    )
+
+
+def request_key(node: Node, body: Mapping[str, Any], idempotency_key: str) -> str:
+    """Names a call: the client's own key, or its history and parameters."""
+    if idempotency_key:
+        return f"key:{idempotency_key}"
+    rest = {
+        key: value
+        for key, value in body.items()
+        if key not in {"messages", "prompt", "tools", "stream", "stream_options"}
+    }
+    return f"{node.digest.hex()}-{zlib.crc32(orjson.dumps(rest)):08x}"
+
+
+def _prompt(ids: Sequence[int]) -> PromptSpan:
+    try:
+        span = PromptSpan(as_token_ids(ids))
+    except ContractError as error:
+        raise ApiError(str(error), param="prompt") from error
+    if len(span) == 0:
+        raise ApiError("the prompt is empty", param="prompt")
+    return span
+
+
+def _extended(call: Call, ids: Any) -> PromptSpan:
+    """A call's tokens and what a client put behind them."""
+    added = as_token_ids(ids)
+    codes = np.full(len(added), Provenance.BRIDGE, dtype=np.uint8)
+    return PromptSpan.joined([call.prompt(), *call.generation, PromptSpan(added, codes)])
+
+
+def _refuse_alternatives(body: Mapping[str, Any]) -> None:
+    """Engines here report the sampled token's logprob alone."""
+    if body.get("top_logprobs"):
+        raise ApiError(
+            "top_logprobs above 0 isn't supported: the gateway keeps the logprob of the sampled "
+            "token alone",
+            param="top_logprobs",
+        )
