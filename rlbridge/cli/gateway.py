@@ -136,6 +136,13 @@ def _readable(url: str, document: dict[str, Any]) -> str:
         f"policy {engine['model']} by {engine['wire']}, "
         + ("exact tokens" if engine["tokens"] else "text only: nothing can be trained on"),
     ]
+    for replica in document["replicas"]:
+        state = "admitted" if replica["admitted"] else "up" if replica["up"] else "DOWN"
+        lines.append(
+            f"  {replica['url']}: {state}, {replica['outstanding']} outstanding, "
+            f"{replica['requests']} calls, {replica['failures']} failures, "
+            f"weights {replica['version'] or 'unknown'}"
+        )
     width = max((len(name) for name in document["counts"]), default=0)
     lines += [f"  {name:{width}} {value:>12,}" for name, value in document["counts"].items()]
     return "\n".join(lines)

@@ -83,7 +83,7 @@ def agent_router(agent: Agent, prepare: Prepare | None = None) -> APIRouter:
 
     async def generate(request: Request) -> Response:
         """Generate for a data point; give it back with the generation and the verdict."""
-        row = await _row(request, prepare)
+        row = _with_params(await _row(request, prepare))
         return _answer(generate_document(row, await agent.play(row, _session(request))))
 
     for prefix in ("", "/s/{session}"):
@@ -159,6 +159,13 @@ async def _row(request: Request, prepare: Prepare | None) -> Mapping[str, Any]:
     if not isinstance(row, dict):
         raise ApiError("the body is a JSON object: a row", status=422)
     return row if prepare is None else prepare(row)
+
+
+def _with_params(point: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A data point as a row: its `messages` are the input where it has no other."""
+    if RESPONSES_CREATE_PARAMS in point or not isinstance(point.get("messages"), list):
+        return point
+    return {**point, RESPONSES_CREATE_PARAMS: {"input": point["messages"]}}
 
 
 def _session(request: Request) -> str:

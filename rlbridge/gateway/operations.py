@@ -6,7 +6,7 @@ NeMo Gym's own clients. None of them says a secret.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import orjson
@@ -23,7 +23,11 @@ READY_TIMEOUT_S: Final = 2.0
 
 
 def operations_router(
-    gateway: Gateway, head: Head, meter: Meter | None, draining: Callable[[], bool]
+    gateway: Gateway,
+    head: Head,
+    meter: Meter | None,
+    details: Callable[[], Mapping[str, Any]],
+    draining: Callable[[], bool],
 ) -> APIRouter:
     """The routes.
 
@@ -31,6 +35,7 @@ def operations_router(
         gateway: what is asked.
         head: what Gym's clients are told.
         meter: counts requests; None where prometheus_client isn't installed.
+        details: what /status adds (counters, replicas).
         draining: whether the gateway is about to end.
     """
     router = APIRouter()
@@ -55,8 +60,8 @@ def operations_router(
         return _json(document, 200 if document["ready"] else 503)
 
     async def status() -> Response:
-        """The same with the gateway's counters, for people; always 200."""
-        return _json({**await state(), "counts": gateway.counts()})
+        """The same with counters and replicas, for people; always 200."""
+        return _json({**await state(), **details()})
 
     async def metrics() -> Response:
         """Counters for Prometheus."""
@@ -111,4 +116,4 @@ def _described(gateway: Gateway) -> dict[str, Any]:
 
 
 def _json(document: object, status: int = 200) -> Response:
-    return Response(orjson.dumps(document), status, media_type="application/json")
+    return Response(orjson.dumps(document, default=str), status, media_type="application/json")

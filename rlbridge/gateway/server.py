@@ -7,7 +7,7 @@ and from where. Refuses to listen beyond loopback without a token.
 import importlib.util
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,14 +16,17 @@ from pydantic import Field, model_validator
 from starlette.middleware import Middleware
 
 from rlbridge.config import GymConfig, StrictModel
-from rlbridge.engines import PolicyConfig, open_engine
+from rlbridge.engines.config import PolicyConfig
 from rlbridge.engines.engine import EngineInfo
+from rlbridge.engines.open import open_engine
+from rlbridge.engines.pool import ReplicaPool
 from rlbridge.errors import ConfigError
 from rlbridge.gateway.access import Access, is_loopback, read_or_make_token
 from rlbridge.gateway.agent import Agent, AgentConfig
-from rlbridge.gateway.agent_routes import agent_router
+from rlbridge.gateway.agent_routes import Prepare, agent_router
 from rlbridge.gateway.app import create_app
 from rlbridge.gateway.config import GatewayConfig
+from rlbridge.gateway.errors import ApiError
 from rlbridge.gateway.gateway import Gateway
 from rlbridge.gateway.guard import Guard
 from rlbridge.gateway.gym_head import Head
@@ -33,6 +36,7 @@ from rlbridge.gym import GymClient
 from rlbridge.gym.metrics import PrometheusCollector
 from rlbridge.onpolicy.tokenizer import ChatTokenizer
 from rlbridge.plugins import Plugins
+from rlbridge.prompts import PromptConfig
 
 LoadTokenizer = Callable[[str], ChatTokenizer]
 
@@ -57,6 +61,9 @@ class ServerConfig(GatewayConfig):
     """The resources server that answers tool calls and judges in `/run` and `/generate`."""
     evaluator: EvaluatorSection | None = None
     """Judges instead of the Gym."""
+    prompt: str | None = None
+    """Prompt config (a YAML file, or a built-in name such as generic/math) for rows of raw fields
+    in `/run` and `/generate`; a row that has a prompt already is refused."""
     agent: AgentConfig = AgentConfig()
     """How `/run` and `/generate` play a rollout."""
 
@@ -183,20 +190,40 @@ class Server:
             gateway = Gateway(engine, tokenizer, config)
             self._gateway = await stack.enter_async_context(gateway)
             agent = Agent(gateway, gym=gym, evaluator=evaluator, config=config.agent)
-            yield self._app(gateway, agent, gym, access)
+            yield self._app(gateway, engine, agent, gym, access)
 
     def _app(
-        self, gateway: Gateway, agent: Agent, gym: GymClient | None, access: Access | None
+        self,
+        gateway: Gateway,
+        engine: ReplicaPool,
+        agent: Agent,
+        gym: GymClient | None,
+        access: Access | None,
     ) -> Any:
         config = self.config
+
+        def counts() -> dict[str, int]:
+            stats = engine.stats
+            return gateway.counts() | {
+                "engine_requests": stats.requests,
+                "engine_failovers": stats.failovers,
+                "engine_aborts": stats.aborts,
+                "replicas": len(stats.replicas),
+                "replicas_admitted": sum(replica.admitted for replica in stats.replicas),
+            }
+
+        def status() -> dict[str, Any]:
+            replicas = [asdict(replica) for replica in engine.stats.replicas]
+            return {"counts": counts(), "replicas": replicas}
+
         meter = None
         if importlib.util.find_spec("prometheus_client") is not None:
-            meter = Meter(gateway.counts, () if gym is None else (PrometheusCollector(gym),))
+            meter = Meter(counts, () if gym is None else (PrometheusCollector(gym),))
         gym_url = "" if config.gym is None else config.gym.url
         head = Head(config.agent.names, config.model or gateway.info.model, gym_url)
         routers = [
-            operations_router(gateway, head, meter, lambda: self.draining),
-            agent_router(agent),
+            operations_router(gateway, head, meter, status, lambda: self.draining),
+            agent_router(agent, _prepared_by(config.prompt)),
         ]
         guard = Middleware(
             Guard,  # type: ignore[arg-type, unused-ignore]
@@ -212,6 +239,20 @@ class Server:
 
 def _access(token_file: Path) -> Access:
     return Access(read_or_make_token(token_file))
+
+
+def _prepared_by(prompt: str | None) -> Prepare | None:
+    if prompt is None:
+        return None
+    loaded = PromptConfig.load(prompt)
+
+    def prepare(row: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            return loaded.apply(row)
+        except ConfigError as error:
+            raise ApiError(str(error), status=422, code="bad_row") from error
+
+    return prepare
 
 
 def _secrets(config: ServerConfig) -> list[str]:
