@@ -162,7 +162,7 @@ class HttpEngine:
         try:
             return chunks_from_sse([line])
         except ContractError as error:
-            raise self._http.bad_reply(spoken.path, str(error)) from error
+            raise self._http.stream_error(line, spoken.path, str(error)) from error
 
     async def _read(
         self, reply: Mapping[str, Any], call: EngineCall, body: Json, spoken: Spoken

@@ -174,6 +174,18 @@ class EngineHttp:
             f"{url}: {self._clean(reason)}", status=200, code="bad_reply", retryable=True, url=url
         )
 
+    def stream_error(self, line: bytes, path: str, reason: str) -> EngineError:
+        """The error for an event nobody can use: the engine's own where it sent one.
+
+        A stream is answered with a 200 before vLLM looks at the request.
+        """
+        data = line.removeprefix(b"data:").strip()
+        try:
+            status = int(orjson.loads(data)["error"]["code"])
+        except (orjson.JSONDecodeError, LookupError, TypeError, ValueError):
+            return self.bad_reply(path, reason)
+        return self._refusal(status, data, path)
+
     def _clean(self, text: str) -> str:
         if self._api_key:
             text = text.replace(self._api_key, "***")

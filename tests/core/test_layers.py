@@ -13,7 +13,7 @@ LAYERS = [
     {"cli", "rlbridge_verl", "rlbridge_nemo_rl"},
 ]
 # Inside these layers one neighbour builds on another; the order is part of the layout.
-ALLOWED = {("run_config", "config"), ("gateway", "plugins")}
+ALLOWED = {("run_config", "config"), ("gateway", "plugins"), ("engines", "gym")}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 
