@@ -64,6 +64,7 @@ class Ask:
         tools: what the answer may call; None if nothing.
         text: the prompt of a plain completion, as text.
         plain: a completion: no message to parse.
+        seed: names the answer among all the gateway gives.
     """
 
     session: Session
@@ -76,7 +77,12 @@ class Ask:
     tools: Sequence[Mapping[str, Any]] | None = None
     text: str = ""
     plain: bool = False
-    seed: str = field(default_factory=lambda: uuid4().hex)
+    seed: str = field(default_factory=lambda: uuid4().hex[:16])
+
+    @property
+    def name(self) -> str:
+        """Names the answer in replies."""
+        return f"{self.session.name}_{self.seed}"
 
     def headers(self) -> dict[str, str]:
         """What to tell a client that looks at headers."""

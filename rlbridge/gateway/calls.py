@@ -24,6 +24,7 @@ class Call:
         added: the prompt's tokens behind the base's; the whole prompt without a base.
         generation: what was sampled.
         message: the answer in Chat form, as the client got it, token fields left out.
+        seed: names the answer in replies' IDs.
         text: prompt and answer as text, of plain completions; else empty.
         finish: why the engine stopped.
         stop_reason: the stop token's ID or the stop string.
@@ -40,6 +41,7 @@ class Call:
     added: PromptSpan
     generation: tuple[SampledSpan, ...]
     message: Mapping[str, Any]
+    seed: str = ""
     text: str = ""
     finish: FinishReason = FinishReason.UNKNOWN
     stop_reason: int | str | None = None

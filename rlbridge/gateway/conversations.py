@@ -139,14 +139,15 @@ class Conversations:
             await self._log.durable()
         first = generations[0]
         call = answers[0].call
-        prompt = call.prompt() if call is not None else ask.plan and ask.plan.prompt
+        sent = ask.plan.prompt if ask.plan is not None else None
+        prompt = call.prompt() if call is not None else sent
         headers = ask.headers()
         if call is None:
             headers["x-rlbridge-trainable"] = "false"
         else:
             headers["x-rlbridge-call"] = str(call.number)
         return Outcome(
-            ask.session.name,
+            ask.name,
             self._model,
             int(time.time()),
             answers,
@@ -176,6 +177,7 @@ class Conversations:
             added,
             turn.generation,
             message,
+            seed,
             ask.text + generation.text if ask.plain else "",
             generation.finish,
             generation.stop_reason,

@@ -73,3 +73,13 @@ def from_engine(error: EngineError) -> ApiError:
         code=error.code or ("engine_unavailable" if status == 503 else None),
         retry_after_s=1.0 if status == 503 else None,
     )
+
+
+def draining() -> ApiError:
+    """The answer of a gateway that takes no more calls."""
+    return ApiError(
+        "this gateway is shutting down and takes no new calls",
+        status=503,
+        code="draining",
+        retry_after_s=1.0,
+    )

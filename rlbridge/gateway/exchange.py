@@ -1,6 +1,6 @@
 """What goes in beside a request's body, and what comes out: bytes and headers. No HTTP here."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -26,10 +26,13 @@ class Reply:
     Attributes:
         body: JSON, encoded.
         headers: `x-rlbridge-session`, `x-rlbridge-call`, `x-rlbridge-prompt`, ...
+        lost: to be called if it could not be delivered, so that a client that asks again gets
+            this answer and not another.
     """
 
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    lost: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class Outcome:
     """The answers to one request.
 
     Attributes:
-        session: the session's name.
+        name: of the first answer, for IDs in replies.
         model: as clients know it.
         created_s: Unix time.
         answers: one each.
@@ -52,7 +52,7 @@ class Outcome:
         headers: what to tell a client that looks at headers.
     """
 
-    session: str
+    name: str
     model: str
     created_s: int
     answers: tuple[Answer, ...]
@@ -61,12 +61,6 @@ class Outcome:
     cached_tokens: int | None
     completion_tokens: int
     headers: Mapping[str, str]
-
-    @property
-    def name(self) -> str:
-        """Names the request's first answer: `{session}_{number}`."""
-        call = self.answers[0].call
-        return f"{self.session}_{call.number if call else 'text'}"
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's `usage` of Chat and completions."""

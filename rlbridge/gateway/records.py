@@ -44,6 +44,7 @@ def call_record(call: Call, root: Root, node: Node) -> dict[str, Any]:
         "after": after,
         "messages": messages,
         "message": call.message,
+        "seed": call.seed,
         "base": call.base.number if call.base else -1,
         "added": {"token_ids": call.added.token_ids, "provenance": call.added.provenance},
         "generation": [_span(span) for span in call.generation],
@@ -141,6 +142,7 @@ def _apply_call(
             for span in record["generation"]
         ),
         record["message"],
+        record["seed"],
         record["text"],
         FinishReason(record["finish"]),
         record["stop_reason"],
