@@ -155,13 +155,6 @@ def _chat(call: EngineCall) -> ChatContext:
     return call.chat
 
 
-def _marks(call: EngineCall) -> Json:
-    """Keep special tokens in text that will be parsed: tool marks may be such."""
-    if call.chat is None:
-        return {}
-    return {"skip_special_tokens": False, "spaces_between_special_tokens": False}
-
-
 def _extra(call: EngineCall) -> Json:
     extra = call.chat.extra if call.chat is not None else {}
     return {name: extra[name] for name in _EXTRA if extra.get(name) is not None}
@@ -190,9 +183,9 @@ def _chat_fields(call: EngineCall, spoken: Spoken, *, stream: bool) -> Json:
     else:
         fields |= {"messages": list(_chat(call).messages), **_known_prefix(call)}
     # NeMo-RL's server renders the tools itself, and doesn't tell whether it parses their calls.
-    if spoken.info.parses or spoken.info.wire == "nemo_rl":
-        return fields | asked | (_tools(call.chat) if call.chat is not None else {})
-    return fields | asked | _marks(call)
+    if call.chat is not None and (spoken.info.parses or spoken.info.wire == "nemo_rl"):
+        fields |= _tools(call.chat)
+    return fields | asked
 
 
 def wire_ids(stream: bool) -> Json:
@@ -211,7 +204,7 @@ def _known_prefix(call: EngineCall) -> Json:
 
 
 def _completion_fields(call: EngineCall, *, stream: bool) -> Json:
-    fields = {"prompt": _ids(call), "logprobs": 0, **_marks(call), **wire_ids(stream)}
+    fields = {"prompt": _ids(call), "logprobs": 0, **wire_ids(stream)}
     extra = _extra(call)
     kept = ("response_format", "structured_outputs")
     return fields | {name: extra[name] for name in kept if name in extra}
@@ -223,7 +216,7 @@ def _generate_body(
     body: Json = {
         "model": spoken.info.model,
         "token_ids": _ids(call),
-        "sampling_params": {**params, **_marks(call), "logprobs": 0, "n": call.n},
+        "sampling_params": {**params, "logprobs": 0, "n": call.n},
     }
     if spoken.text_mode:
         body["output_mode"] = "text"

@@ -166,13 +166,13 @@ async def test_the_engines_parsers_are_used_where_it_has_them() -> None:
     assert body["messages"] != MESSAGES  # a body grows by its prompt alone
 
 
-async def test_text_that_is_to_be_parsed_here_keeps_special_tokens() -> None:
+async def test_text_that_is_to_be_parsed_here_comes_without_special_tokens() -> None:
     for wire in WIRES:
         server = VllmServer(routes=ALL, answers=[*b"a<", 258, *CALLED.encode()])
         async with engine(server, wire=wire) as connected:
             (answer,) = await connected.generate(chat_call(chat=ChatContext(MESSAGES, TOOLS)))
         assert answer.message is None
-        assert answer.text == f"a<<|endoftext|>{CALLED}"
+        assert answer.text == f"a<{CALLED}"
 
 
 @pytest.mark.parametrize("wire", WIRES)
