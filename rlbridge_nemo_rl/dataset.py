@@ -7,8 +7,9 @@
 `gym_agent_rows` makes the rows of NeMo-RL's own Gym path, where an agent rolls out.
 """
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ class GymDataset(RawDataset):  # type: ignore[misc,unused-ignore]
     Args:
         data_path: a file of Gym JSON lines.
         split: "train" or "validation", for the record of rewards.
-        limit: keep so many rows; None keeps all.
-        repeat: how often the rows follow each other.
+        mix: further files, `{data_path, weight}`, whose rows are repeated until each file's share
+            is its weight, where this one's is 1.
         **kwargs: NeMo-RL hands every key of its section over; the rest is its own.
 
     Raises:
@@ -39,13 +40,20 @@ class GymDataset(RawDataset):  # type: ignore[misc,unused-ignore]
         self,
         data_path: str,
         split: str = "train",
-        limit: int | None = None,
-        repeat: int = 1,
+        mix: Sequence[Mapping[str, Any]] = (),
         **kwargs: Any,
     ) -> None:
         path = Path(data_path)
         self.task_name = f"{split}-{path.parent.name}-{path.stem}".strip("-")
-        items = [
+        weighted = [(path, 1.0)]
+        weighted += [(Path(str(other["data_path"])), float(other["weight"])) for other in mix]
+        self.dataset = Dataset.from_list(
+            shares([(self._items(file, split), weight) for file, weight in weighted])
+        )
+        self.val_dataset = None
+
+    def _items(self, path: Path, split: str) -> list[dict[str, Any]]:
+        return [
             {
                 MESSAGES: json.dumps(messages_of(row, where)),
                 TOOLS: json.dumps(tools_of(row)),
@@ -54,14 +62,22 @@ class GymDataset(RawDataset):  # type: ignore[misc,unused-ignore]
                 SPLIT: split,
                 "task_name": self.task_name,
             }
-            for index, (where, row) in enumerate(read_rows(path, limit))
+            for index, (where, row) in enumerate(read_rows(path))
         ]
-        self.dataset = Dataset.from_list(items * repeat)
-        self.val_dataset = None
 
     def set_processor(self) -> None:
         """Always ours: another processor wouldn't know these items."""
         self.processor = process_row
+
+
+def shares(weighted: Sequence[tuple[list[Any], float]]) -> list[Any]:
+    """Lists joined so that each one's share is its weight; each item is in it at least once."""
+    # The length at which the list that is largest for its weight appears exactly once.
+    unit = max(len(items) / weight for items, weight in weighted)
+    joined: list[Any] = []
+    for items, weight in weighted:
+        joined += itertools.islice(itertools.cycle(items), max(len(items), round(unit * weight)))
+    return joined
 
 
 def gym_agent_rows(path: Path, agent: str | None = None) -> Iterator[dict[str, Any]]:

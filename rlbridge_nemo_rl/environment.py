@@ -20,9 +20,8 @@ from pydantic import Field
 from rlbridge.config import GymConfig
 from rlbridge.contracts.reward import FailureClass, InvalidReward, Reward, ValidReward
 from rlbridge.errors import ConfigError, GymError
-from rlbridge.gym import GymClient
 from rlbridge.ledger import RewardLedger
-from rlbridge_nemo_rl.episodes import Episodes, Outcome
+from rlbridge_nemo_rl.episodes import Episodes, Gyms, Outcome
 from rlbridge_nemo_rl.processor import INDEX, OVERLONG, SPLIT
 from rlbridge_nemo_rl.validity import ENDED_ROLE, NO_REWARD, OPEN_ROLE
 
@@ -33,6 +32,8 @@ VERDICT = "verdict"
 class EnvironmentConfig(GymConfig):
     """`env.rlbridge_gym` in NeMo-RL's YAML: the keys of the Gym client and these."""
 
+    servers: dict[str, str] = Field(default_factory=dict)
+    """Base URLs of other reward servers by `agent_ref.name`; rows of other agents go to url."""
     ledger: str | None = None
     """Folder for the record of every reward; none keeps no record."""
     headers_file: str | None = None
@@ -44,6 +45,8 @@ class EnvironmentConfig(GymConfig):
     they are verified."""
     max_tool_output_chars: int = Field(default=8192, ge=1)
     """A longer tool result is cut, and says so."""
+    parallel_tool_calls: bool = False
+    """Send a turn's tool calls at once instead of in turn."""
 
 
 @ray.remote(max_restarts=-1, max_task_retries=-1)  # type: ignore[untyped-decorator,unused-ignore]
@@ -56,8 +59,8 @@ class GymEnvironment(EnvironmentInterface):  # type: ignore[misc,unused-ignore]
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         self._config = parse_config(cfg)
-        self._gym = GymClient(client_config(self._config))
-        self._episodes = Episodes(self._gym, self._config.policy, self._config)
+        self._gyms = Gyms(client_config(self._config), self._config.servers)
+        self._episodes = Episodes(self._gyms, self._config)
         folder = self._config.ledger
         self._ledger = RewardLedger(Path(folder)) if folder else None
         self._step = 1
@@ -140,8 +143,7 @@ class GymEnvironment(EnvironmentInterface):  # type: ignore[misc,unused-ignore]
         """`gym/valid`, `gym/invalid/<class>`, ... since the last call."""
         found = {f"gym/{name}": float(count) for name, count in self._counts.items() if count}
         self._counts.clear()
-        stats = self._gym.stats
-        return found | {"gym/requests_total": float(sum(stats.attempts.values()))}
+        return found | {"gym/requests_total": float(self._gyms.requests)}
 
     def global_post_process_and_metrics(self, batch: Any) -> tuple[Any, dict[str, float]]:
         """The batch as it is, and `metrics()`. NeMo-RL 0.7 itself never calls this."""
@@ -149,7 +151,7 @@ class GymEnvironment(EnvironmentInterface):  # type: ignore[misc,unused-ignore]
 
     async def shutdown(self) -> None:
         """Close all connections."""
-        await self._gym.aclose()
+        await self._gyms.aclose()
 
 
 def parse_config(cfg: Mapping[str, Any]) -> EnvironmentConfig:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rlbridge.config import GymConfig
+from rlbridge.contracts import wire
 from rlbridge.contracts.reward import FailureClass, InvalidReward, Reward
 from rlbridge.errors import ConfigError
 from rlbridge.gym import GymClient, GymSession
@@ -47,18 +49,49 @@ class _Episode:
     said: list[dict[str, Any]] = field(default_factory=list)
 
 
+class Gyms:
+    """The actor's clients: one for each reward server.
+
+    Args:
+        config: of all of them; its URL is the server of agents that have none of their own.
+        servers: base URLs by `agent_ref.name`.
+    """
+
+    def __init__(self, config: GymConfig, servers: Mapping[str, str]) -> None:
+        self._first = GymClient(config)
+        by_url = {
+            url: GymClient(config.model_copy(update={"url": url, "urls": ()}))
+            for url in sorted(set(servers.values()))
+        }
+        self._by_agent = {agent: by_url[url] for agent, url in servers.items()}
+        self._clients = [self._first, *by_url.values()]
+
+    def of(self, row: Mapping[str, Any]) -> GymClient:
+        """The client of the server that judges `row`."""
+        agent = (row.get(wire.AGENT_REF) or {}).get("name")
+        return self._by_agent.get(str(agent), self._first)
+
+    @property
+    def requests(self) -> int:
+        """Requests sent so far."""
+        return sum(sum(client.stats.attempts.values()) for client in self._clients)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        for client in self._clients:
+            await client.aclose()
+
+
 class Episodes:
     """Judges turns.
 
     Args:
-        gym: the actor's one client.
-        policy: the policy's folder or name; None where no row has tools.
-        config: limits.
+        gyms: the actor's clients.
+        config: limits, and the policy where rows have tools.
     """
 
-    def __init__(self, gym: GymClient, policy: str | None, config: "EnvironmentConfig") -> None:
-        self._gym = gym
-        self._policy = policy
+    def __init__(self, gyms: Gyms, config: "EnvironmentConfig") -> None:
+        self._gyms = gyms
         self._config = config
         self._open: dict[str, _Episode] = {}
         self._dialogue: Dialogue | None = None
@@ -75,14 +108,14 @@ class Episodes:
         text = str(log[-1]["content"])
         tools = tools_of(row)
         if not tools:
-            return Outcome(await self._gym.verify(row, text))
+            return Outcome(await self._gyms.of(row).verify(row, text))
         dialogue = await self._speak()
         found = self._episode(info)
         if isinstance(found, InvalidReward):
             return Outcome(found)
         key, episode = found
         if episode is None:
-            session = self._gym.session(row)
+            session = self._gyms.of(row).session(row)
             await session.__aenter__()
             episode = self._open[key] = _Episode(session)
         turn = int(info.get(TURN, 0)) + 1
@@ -128,6 +161,7 @@ class Episodes:
             episode.session,
             calls,
             max_output_chars=self._config.max_tool_output_chars,
+            parallel=self._config.parallel_tool_calls,
             tools=[tool["function"]["name"] for tool in tools],
         )
         episode.said += results
@@ -137,7 +171,7 @@ class Episodes:
         """The tokenizer's template, proven once, off the event loop: it takes a second."""
         async with self._loading:
             if self._dialogue is None:
-                self._dialogue = await asyncio.to_thread(_load, self._policy)
+                self._dialogue = await asyncio.to_thread(_load, self._config.policy)
             return self._dialogue
 
 

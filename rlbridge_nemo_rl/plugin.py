@@ -1,14 +1,23 @@
 """The NeMo-RL plugin's entry point. Imports without nemo_rl."""
 
-from rlbridge.errors import PluginError
-from rlbridge.hookspecs import Backend, Framework, hookimpl
+from typing import TYPE_CHECKING
+
+from rlbridge.hookspecs import Framework, hookimpl
+
+if TYPE_CHECKING:
+    from rlbridge_nemo_rl.backend import NemoRLBackend
+
+# The name on PyPI is an empty placeholder: NeMo-RL is used from a clone, by uv.
+INSTALL = (
+    "git clone --recursive https://github.com/NVIDIA-NeMo/RL && cd RL && "
+    "uv run --with rlbridge rlbridge run --framework nemo_rl ...  # see docs/nemo_rl.md"
+)
 
 
-def _load() -> Backend:
-    raise PluginError(
-        "the NeMo-RL backend can't launch runs yet; train with --framework verl, "
-        "or follow the project's changelog for NeMo-RL"
-    )
+def _load() -> "NemoRLBackend":
+    from rlbridge_nemo_rl.backend import NemoRLBackend
+
+    return NemoRLBackend()
 
 
 @hookimpl
@@ -17,10 +26,9 @@ def rlbridge_frameworks() -> list[Framework]:
     return [
         Framework(
             name="nemo_rl",
-            summary="NeMo-RL 0.7 (in preparation: discovered, not yet launched)",
+            summary="NeMo-RL 0.6 and 0.7, from inside a checkout: GRPO sync and async, SFT, DPO",
             requires=("nemo_rl",),
-            # The name on PyPI is an empty placeholder: NeMo-RL is used from a clone.
-            install="git clone https://github.com/NVIDIA-NeMo/RL; cd RL; uv pip install rlbridge",
+            install=INSTALL,
             load=_load,
         )
     ]

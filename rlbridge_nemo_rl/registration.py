@@ -8,8 +8,11 @@ batch. Only names of that one module are replaced, no class is changed, and a Ne
 these names is refused.
 """
 
+import contextlib
 import functools
 import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from rlbridge.errors import PluginError
@@ -25,13 +28,19 @@ _GYM_ROLLOUT = "run_async_nemo_gym_rollout"
 _ESTIMATOR = "_create_advantage_estimator"  # since v0.6
 
 
-def register(*, max_invalid_share: float = 0.5, invalid_window_steps: int = 3) -> None:
+def register(
+    *,
+    max_invalid_share: float = 0.5,
+    invalid_window_steps: int = 3,
+    around_rollout: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+) -> None:
     """Make `rlbridge_gym` known to NeMo-RL. Call it before `setup_response_data`; twice is once.
 
     Args:
         max_invalid_share: stop training (`TooFewRewardsError`) when more than this share of the
             rewards of the last steps is invalid.
         invalid_window_steps: how many steps that share is taken over.
+        around_rollout: entered around each rollout of this process, to watch it.
 
     Raises:
         PluginError: this NeMo-RL lacks a function that rewards pass through.
@@ -46,10 +55,12 @@ def register(*, max_invalid_share: float = 0.5, invalid_window_steps: int = 3) -
     ACTOR_ENVIRONMENT_REGISTRY[ENVIRONMENT_CLASS] = PY_EXECUTABLES.SYSTEM
     if PROCESSOR not in PROCESSOR_REGISTRY:
         register_processor(PROCESSOR, process_row)
-    mask_missing_rewards(InvalidShare(max_invalid_share, invalid_window_steps))
+    mask_missing_rewards(InvalidShare(max_invalid_share, invalid_window_steps), around_rollout)
 
 
-def mask_missing_rewards(share: InvalidShare) -> None:
+def mask_missing_rewards(
+    share: InvalidShare, around_rollout: Callable[[], AbstractContextManager[None]]
+) -> None:
     """Put `settle` behind NeMo-RL's rollouts and `ValidAdvantages` around its estimators.
 
     Raises:
@@ -63,9 +74,10 @@ def mask_missing_rewards(share: InvalidShare) -> None:
                 f"this NeMo-RL has no nemo_rl.algorithms.grpo.{name}, so a reward that is missing "
                 "could not be masked; rlbridge knows NeMo-RL 0.5 to 0.7"
             )
-        setattr(grpo, name, _settled(_plain(original)))
+        setattr(grpo, name, _settled(_plain(original), around_rollout))
     if hasattr(grpo, _GYM_ROLLOUT):
-        setattr(grpo, _GYM_ROLLOUT, _settled_gym(_plain(getattr(grpo, _GYM_ROLLOUT))))
+        original = _plain(getattr(grpo, _GYM_ROLLOUT))
+        setattr(grpo, _GYM_ROLLOUT, _settled(original, around_rollout))
     if hasattr(grpo, _ESTIMATOR):
         setattr(grpo, _ESTIMATOR, _estimating(_plain(getattr(grpo, _ESTIMATOR)), share))
 
@@ -81,18 +93,12 @@ def _around(original: Any, replacement: Any) -> Any:
     return replacement
 
 
-def _settled(original: Any) -> Any:
+def _settled(original: Any, around: Callable[[], AbstractContextManager[None]]) -> Any:
     def rollout(*args: Any, **kwargs: Any) -> Any:
-        batch, metrics = original(*args, **kwargs)
-        return settle(batch), metrics
-
-    return _around(original, rollout)
-
-
-def _settled_gym(original: Any) -> Any:
-    def rollout(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        settle(result.final_batch)
+        with around():
+            result = original(*args, **kwargs)
+        # A pair of batch and metrics, or, on the Gym path, an object that holds the batch.
+        settle(result[0] if isinstance(result, tuple) else result.final_batch)
         return result
 
     return _around(original, rollout)

@@ -51,7 +51,8 @@ def make(checkout: Path) -> None:
     started = time.monotonic()
     uv = base.find_uv()
     base.say(f"building .venv-nemo-rl with {python}")
-    base.run([uv, "venv", "--quiet", "--clear", "--python", python, str(HOME)])
+    if not (HOME / "bin" / "python").exists():
+        base.run([uv, "venv", "--quiet", "--python", python, str(HOME)])
     install = [uv, "pip", "install", "--quiet", "--compile-bytecode"]
     install += ["--python", str(HOME / "bin" / "python")]
     links = os.environ.get("PIP_FIND_LINKS")

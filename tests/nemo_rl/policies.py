@@ -95,6 +95,23 @@ class LearningPolicy:
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
         self.trained: list[dict[str, Any]] = []
 
+    def warm_up(self, prompts: list[torch.Tensor], answers: list[str], steps: int = 60) -> None:
+        """Learn to give any of `answers`, so that a verifier has something to tell apart."""
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=3e-3)
+        turn_ends = [
+            [*self._tokenizer(answer, add_special_tokens=False).input_ids,
+             self._tokenizer.eos_token_id]
+            for answer in answers
+        ]  # fmt: skip
+        for step in range(steps):
+            prompt = prompts[step % len(prompts)]
+            rows = [torch.cat([prompt, torch.tensor(end)]) for end in turn_ends]
+            ids = torch.stack([row for row in rows if len(row) == len(rows[0])])
+            loss = -self._next_logprobs(ids)[:, len(prompt) - 1 :].mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
     def __getattr__(self, name: str) -> Any:
         if name in self._NOTHING_TO_DO:
             return lambda *_, **__: None

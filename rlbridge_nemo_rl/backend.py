@@ -1,0 +1,91 @@
+"""What `rlbridge run --framework nemo_rl` uses: a run compiled for the installed NeMo-RL."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from rlbridge.hookspecs import NativeRun, StepMetrics
+from rlbridge.run_config import RunConfig
+from rlbridge_nemo_rl import versions
+from rlbridge_nemo_rl.compose import compose
+from rlbridge_nemo_rl.keys import grpo_keys, headers_file
+
+DRIVER = "rlbridge_nemo_rl.driver"
+METRICS = "nemo_rl_metrics.jsonl"
+# Actors that must live as long as the run, by the class names Ray puts into process titles.
+COMPONENTS = (
+    "GymEnvironment", "VllmGenerationWorker", "VllmAsyncGenerationWorker", "DTensorPolicyWorker",
+    "MegatronPolicyWorker",
+)  # fmt: skip
+
+
+class NemoRLBackend:
+    """Compiles run configs for NeMo-RL 0.6 to 0.7."""
+
+    def compile(self, config: RunConfig, run_dir: Path) -> NativeRun:
+        """Compile `config`; files of the run go under `run_dir`.
+
+        Raises:
+            ConfigError: a key holds what NeMo-RL can't honour, or NeMo-RL refuses the result.
+            PluginError: this NeMo-RL can't be launched by us.
+        """
+        versions.check()
+        native = compose(config.algorithm.name, grpo_keys(config, run_dir), config.nemo_rl)
+        headers = {name: value.get_secret_value() for name, value in config.gym.headers.items()}
+        yaml = run_dir.resolve() / "native.yaml"
+        env = _environment(config)
+        return NativeRun(
+            config=native,
+            argv=[sys.executable, "-m", DRIVER, "--config", str(yaml)],
+            env=env,
+            by_hand=by_hand(config, yaml, env),
+            metrics_path=run_dir / METRICS,
+            read_metrics=read_metrics,
+            secrets={headers_file(run_dir): orjson.dumps(headers)} if headers else {},
+            components=COMPONENTS,
+        )
+
+
+def _environment(config: RunConfig) -> dict[str, str]:
+    env = {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
+    if config.ray.address not in (None, "auto"):
+        env["RAY_ADDRESS"] = str(config.ray.address)
+    return env
+
+
+def by_hand(config: RunConfig, yaml: Path, env: Mapping[str, str]) -> str:
+    """The commands that run the same in the checkout, on this machine and on Slurm."""
+    root, trainer = versions.checkout(), config.trainer
+    prefix = "".join(f"{name}={shlex.quote(value)} " for name, value in env.items())
+    command = f"uv run --with rlbridge python -m {DRIVER} --config {shlex.quote(str(yaml))}"
+    mounts = f"{root}:{root},{yaml.parent}:{yaml.parent}"
+    slurm = (
+        f"COMMAND={shlex.quote(prefix + command)} CONTAINER=$NEMO_RL_IMAGE "
+        f"MOUNTS={shlex.quote(mounts)} GPUS_PER_NODE={trainer.gpus_per_node} "
+        f"sbatch --nodes={trainer.nodes} --gres=gpu:{trainer.gpus_per_node} ray.sub"
+    )
+    return (
+        f"# (the config above is saved as {yaml})\n"
+        f"cd {shlex.quote(str(root))}\n{prefix}{command}\n# on Slurm:\n{slurm}"
+    )
+
+
+def read_metrics(line: Mapping[str, Any]) -> StepMetrics | None:
+    """One line of our driver's record, `{step, data}`, as a step."""
+    data = line.get("data", {})
+    if "timing/train/total_step_time" not in data:
+        return None
+    step_s = data["timing/train/total_step_time"]
+    tokens = data.get("train/global_valid_toks")
+    return StepMetrics(
+        step=int(line["step"]),
+        reward_mean=data.get("train/reward"),
+        response_tokens_mean=data.get("train/mean_gen_tokens_per_sample"),
+        tokens_per_s=tokens / step_s if tokens is not None and step_s else None,
+        step_s=step_s,
+        native=data,
+    )

@@ -1,0 +1,252 @@
+"""What each section of a run config becomes in NeMo-RL's own keys. Imports no NeMo-RL.
+
+One function a section, so that a reader finds what a key becomes; docs/nemo_rl.md has the same as
+a table. What NeMo-RL can't honour is an error that names the key, never dropped.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from rlbridge.config import GymConfig
+from rlbridge.errors import ConfigError
+from rlbridge.rows import read_rows
+from rlbridge.run_config import RunConfig
+
+DATASET = "rlbridge_nemo_rl.GymDataset"
+ENVIRONMENT = "rlbridge_gym"
+NO_EPOCH_LIMIT = 1_000_000  # NeMo-RL stops at whichever comes first; the steps are what was chosen
+BASE_MICRO_BATCH = 4  # of NeMo-RL's base YAML
+
+
+def grpo_keys(config: RunConfig, run_dir: Path) -> dict[str, Any]:
+    """Dotted NeMo-RL keys of a GRPO run.
+
+    Args:
+        config: the run; its `nemo_rl` section is not looked at.
+        run_dir: where the run leaves its files.
+
+    Raises:
+        ConfigError: a key holds what NeMo-RL can't honour.
+    """
+    refuse(config)
+    return {
+        **_data(config),
+        **_policy(config),
+        **_algorithm(config),
+        **_rollout(config),
+        **_environment(config, run_dir),
+        **_trainer(config),
+        **_files(config, run_dir),
+        **_ours(config, run_dir),
+    }
+
+
+def refuse(config: RunConfig) -> None:
+    """Refuse what NeMo-RL has no counterpart for.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    rules = (
+        (bool(config.verl), "verl: verl's native keys mean nothing to NeMo-RL; remove the section"),
+        (
+            config.trainer.device == "cpu",
+            "trainer.device=cpu: NeMo-RL trains and samples on GPUs only; use --framework verl",
+        ),
+        (
+            config.algorithm.entropy_coef > 0,
+            "algorithm.entropy_coef: NeMo-RL's loss has no entropy bonus; set it to 0",
+        ),
+        (
+            config.algorithm.rollout_correction == "sequence",
+            "algorithm.rollout_correction=sequence: NeMo-RL truncates the weights of tokens, or "
+            "masks whole responses; set it to token, or set nemo_rl.loss_fn."
+            "truncated_importance_sampling_type yourself",
+        ),
+        (
+            config.agent.loop == "run",
+            "agent.loop=run: NeMo-RL starts Gym's agents by itself, from the YAML of its own Gym "
+            "path; see docs/nemo_rl.md, or use agent.loop=tools",
+        ),
+        (
+            config.agent.workers != 1,
+            "agent.workers: NeMo-RL's rollouts run in its own processes; remove it",
+        ),
+        (
+            config.trainer.validate_every is not None and config.data.validation is None,
+            "trainer.validate_every: there is nothing to validate on; set data.validation",
+        ),
+    )
+    for broken, message in rules:
+        if broken:
+            raise ConfigError(message)
+    samples = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
+    if samples % config.algorithm.updates_per_step:
+        raise ConfigError(
+            f"algorithm.updates_per_step: {config.algorithm.updates_per_step} updates can't split "
+            f"{samples} samples a step evenly"
+        )
+    gpus = config.trainer.gpus_per_node * config.trainer.nodes
+    if samples // config.algorithm.updates_per_step % gpus:
+        raise ConfigError(
+            f"rollout.prompts_per_step: {samples // config.algorithm.updates_per_step} samples an "
+            f"update can't be split evenly among {gpus} GPUs"
+        )
+
+
+def _data(config: RunConfig) -> dict[str, Any]:
+    train: dict[str, Any] = {"dataset_name": DATASET, "split": "train"}
+    train["data_path"] = str(config.data.train.resolve())
+    if config.data.mix:
+        train["mix"] = [
+            {"data_path": str(mixed.path.resolve()), "weight": mixed.weight}
+            for mixed in config.data.mix
+        ]
+    validation = config.data.validation
+    return {
+        "data": {
+            "train": train,
+            "validation": None
+            if validation is None
+            else {
+                "dataset_name": DATASET,
+                "split": "validation",
+                "data_path": str(validation.resolve()),
+            },
+            "default": {
+                "env_name": ENVIRONMENT,
+                "processor": ENVIRONMENT,
+                "prompt_file": None,
+                "system_prompt_file": None,
+            },
+            "max_input_seq_length": config.data.max_prompt_tokens,
+            "shuffle": config.data.shuffle,
+            "num_workers": 1,
+            "use_multiple_dataloader": False,
+        }
+    }
+
+
+def _policy(config: RunConfig) -> dict[str, Any]:
+    path = str(config.policy.path.resolve())
+    samples = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
+    batch = samples // config.algorithm.updates_per_step
+    gpus = config.trainer.gpus_per_node * config.trainer.nodes
+    return {
+        "policy.model_name": path,
+        "policy.tokenizer.name": path,
+        "policy.max_total_sequence_length": config.data.max_prompt_tokens
+        + config.rollout.max_response_tokens,
+        "policy.train_global_batch_size": batch,
+        "policy.train_micro_batch_size": _largest_divisor(batch // gpus, BASE_MICRO_BATCH),
+    }
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return next(size for size in range(limit, 0, -1) if number % size == 0)
+
+
+def _algorithm(config: RunConfig) -> dict[str, Any]:
+    algorithm = config.algorithm
+    corrected = algorithm.rollout_correction == "token"
+    return {
+        "grpo.adv_estimator.name": algorithm.name,
+        "grpo.normalize_rewards": algorithm.normalize_by_std,
+        # verl's baseline is the mean of the whole group; the same config means the same here.
+        "grpo.use_leave_one_out_baseline": False,
+        "grpo.skip_reference_policy_logprobs_calculation": algorithm.kl_coef == 0,
+        "policy.optimizer.kwargs.lr": algorithm.learning_rate,
+        "policy.megatron_cfg.optimizer.lr": algorithm.learning_rate,
+        "policy.megatron_cfg.optimizer.min_lr": algorithm.learning_rate,
+        "loss_fn.reference_policy_kl_penalty": algorithm.kl_coef,
+        "loss_fn.use_importance_sampling_correction": corrected,
+        "loss_fn.truncated_importance_sampling_type": "tis" if corrected else None,
+        "loss_fn.truncated_importance_sampling_ratio": algorithm.correction_threshold
+        if corrected
+        else None,
+    }
+
+
+def _rollout(config: RunConfig) -> dict[str, Any]:
+    rollout, generation = config.rollout, "policy.generation"
+    return {
+        "grpo.num_prompts_per_step": rollout.prompts_per_step,
+        "grpo.num_generations_per_prompt": rollout.samples_per_prompt,
+        "grpo.max_rollout_turns": max_turns(config),
+        f"{generation}.max_new_tokens": rollout.max_response_tokens,
+        f"{generation}.temperature": rollout.temperature,
+        f"{generation}.top_p": rollout.top_p,
+    }
+
+
+def max_turns(config: RunConfig) -> int:
+    """Answers of the policy a rollout may have."""
+    return config.agent.max_turns if config.agent.loop == "tools" else 1
+
+
+def _environment(config: RunConfig, run_dir: Path) -> dict[str, Any]:
+    """The environment's own section, which takes the place of all others."""
+    section = config.gym.model_dump(
+        mode="json", exclude_defaults=True, include=set(GymConfig.model_fields) - {"headers"}
+    ) | {"url": config.gym.url, "ledger": str(run_dir.resolve() / "rewards")}
+    if config.gym.servers:
+        section["servers"] = dict(config.gym.servers)
+    if config.gym.headers:
+        section["headers_file"] = str(headers_file(run_dir))
+    if config.agent.loop == "tools":
+        section |= {
+            "policy": str(config.policy.path.resolve()),
+            "max_turns": config.agent.max_turns,
+            "max_tool_output_chars": config.agent.max_tool_output_chars,
+            "parallel_tool_calls": config.agent.parallel_tool_calls,
+        }
+    return {"env": {ENVIRONMENT: section}}
+
+
+def headers_file(run_dir: Path) -> Path:
+    """Where request headers travel: they may hold keys, which no YAML shows."""
+    return run_dir.resolve() / "gym_headers.json"
+
+
+def _trainer(config: RunConfig) -> dict[str, Any]:
+    trainer = config.trainer
+    validates = trainer.validate_every is not None and config.data.validation is not None
+    rows = len(read_rows(config.data.validation)) if validates and config.data.validation else 1
+    return {
+        "grpo.max_num_steps": trainer.steps,
+        "grpo.max_num_epochs": NO_EPOCH_LIMIT,
+        "grpo.seed": trainer.seed,
+        "grpo.val_period": trainer.validate_every or 0,
+        "grpo.val_at_start": False,
+        "grpo.val_at_end": False,
+        "grpo.max_val_samples": rows,
+        "grpo.val_batch_size": rows,
+        "cluster.gpus_per_node": trainer.gpus_per_node,
+        "cluster.num_nodes": trainer.nodes,
+    }
+
+
+def _files(config: RunConfig, run_dir: Path) -> dict[str, Any]:
+    folder, every = run_dir.resolve(), config.trainer.save_every
+    keys: dict[str, Any] = {
+        "logger.log_dir": str(folder / "nemo_rl_logs"),
+        "checkpointing.enabled": every is not None,
+        "checkpointing.checkpoint_dir": str(folder / "checkpoints"),
+        # The best by validation where there is any, else the newest.
+        "checkpointing.metric_name": "val:accuracy" if config.trainer.validate_every else None,
+    }
+    return keys | ({"checkpointing.save_period": every} if every is not None else {})
+
+
+def _ours(config: RunConfig, run_dir: Path) -> dict[str, Any]:
+    """What our driver reads; NeMo-RL keeps keys it doesn't know."""
+    trainer = config.trainer
+    return {
+        "rlbridge": {
+            "algorithm": config.algorithm.name,
+            "run_dir": str(run_dir.resolve()),
+            "max_invalid_share": trainer.max_invalid_share,
+            "invalid_window_steps": trainer.invalid_window_steps,
+            "stall_timeout_s": trainer.stall_timeout_s,
+        }
+    }
