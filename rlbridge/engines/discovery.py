@@ -58,7 +58,7 @@ def source_of(config: PolicyConfig) -> Source:
         return Source(str(path), _reader(lambda: read(path)), watched=True)
     if config.gym_head is not None:
         head = config.gym_head
-        return Source(head, lambda: _from_head(head))
+        return Source(head, lambda: _from_head(head, config.health_timeout_s))
     urls = config.urls or (config.url,)
 
     async def given() -> Found:
@@ -75,10 +75,12 @@ def _reader(call: Callable[[], RegistryEntry | None]) -> Callable[[], Awaitable[
     return found
 
 
-async def _from_head(url: str) -> Found | None:
+async def _from_head(url: str, timeout_s: float) -> Found | None:
     """The policy in a NeMo Gym head server's global config; None while it has no URL."""
     try:
-        async with GymClient(GymConfig(url=url, max_attempts=1)) as head:
+        # The pool asks again and again; the client needn't wait for a server that is down.
+        asked = GymConfig(url=url, max_attempts=1, outage_patience_s=0, total_timeout_s=timeout_s)
+        async with GymClient(asked) as head:
             config = await head.get_json(ROUTE_GLOBAL_CONFIG, read_global_config)
     except GymError as error:
         raise EngineError(f"the Gym head server: {error}", retryable=True, url=url) from error

@@ -168,7 +168,7 @@ class HttpEngine:
         self, reply: Mapping[str, Any], call: EngineCall, body: Json, spoken: Spoken
     ) -> tuple[Generation, ...]:
         if spoken.info.wire == "generate" and not spoken.text_mode:
-            reply = await self._with_text(reply, spoken)
+            reply = await self._with_text(reply, call, spoken)
         version = self._spoken.info.policy_version if self._spoken is not None else None
         if version != spoken.info.policy_version:
             spoken = spoken.at_version(None)  # changed while it sampled: nobody knows which
@@ -177,18 +177,28 @@ class HttpEngine:
         except ContractError as error:
             raise self._http.bad_reply(spoken.path, str(error)) from error
 
-    async def _with_text(self, reply: Mapping[str, Any], spoken: Spoken) -> Json:
+    async def _with_text(self, reply: Mapping[str, Any], call: EngineCall, spoken: Spoken) -> Json:
         """A reply of tokens alone with the server's own text of them."""
+        stops = call.sampling.get("stop") or ()
+        stops = (stops,) if isinstance(stops, str) else stops
         choices = []
         for choice in reply.get("choices") or ():
-            ids, stop = choice.get("token_ids") or [], choice.get("stop_reason")
-            if choice.get("finish_reason") == "stop" and not isinstance(stop, str):
-                ids = ids[:-1]
-            body = {"model": spoken.info.model, "tokens": ids}
-            text = str((await self._http.post("/detokenize", body)).get("prompt") or "")
-            cut = text.find(stop) if isinstance(stop, str) else -1
-            choices.append({**choice, "text": text if cut < 0 else text[:cut]})
+            ids = choice.get("token_ids") or []
+            text = await self._detokenized(ids, spoken)
+            if choice.get("finish_reason") == "stop":
+                # vLLM 0.27 doesn't tell here which stop it was.
+                cuts = [(text.find(stop), stop) for stop in stops if stop in text]
+                if cuts:
+                    at, stop = min(cuts)
+                    text, choice = text[:at], {**choice, "stop_reason": stop}
+                else:
+                    text = await self._detokenized(ids[:-1], spoken)
+            choices.append({**choice, "text": text})
         return {**reply, "choices": choices}
+
+    async def _detokenized(self, ids: list[int], spoken: Spoken) -> str:
+        body = {"model": spoken.info.model, "tokens": ids}
+        return str((await self._http.post("/detokenize", body)).get("prompt") or "")
 
 
 _SAID = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls")
