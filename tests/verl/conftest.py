@@ -36,13 +36,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def counter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a policy that calls tools, and rows for two of NeMo Gym's environments."""
+    folder = tmp_path_factory.mktemp("counter")
+    command = [sys.executable, "examples/counter_policy.py", "--output", str(folder)]
+    subprocess.run([*command, "--warm-up-steps", "200"], check=True, timeout=600)
+    return folder
+
+
 class TrainingRun:
     """`rlbridge run` as a user starts it, in the background."""
 
-    def __init__(self, folder: Path, tiny: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, made: Path, *arguments: str) -> None:
         self.output = folder / "out"
         config = folder / "run.yaml"
-        data = {"policy": {"path": str(tiny / "policy")}, "data": {"train": str(folder / "rows")}}
+        data = {"policy": {"path": str(made / "policy")}, "data": {"train": str(folder / "rows")}}
         config.write_text(json.dumps(data))
         self._log = (folder / "screen.txt").open("ab")
         self._screen = folder / "screen.txt"
@@ -124,6 +133,11 @@ class TrainingRun:
     def summary(self) -> dict[str, Any]:
         return orjson.loads((self.output / "summary.json").read_bytes())
 
+    def native(self) -> list[dict[str, Any]]:
+        """verl's own metrics, a mapping a step."""
+        lines = (self.output / "verl_metrics.jsonl").read_bytes().splitlines()
+        return [orjson.loads(line)["data"] for line in lines]
+
     def rewards(self) -> list[dict[str, Any]]:
         files = sorted((self.output / "rewards").glob("*.jsonl"))
         return [orjson.loads(line) for path in files for line in path.read_bytes().splitlines()]
@@ -134,8 +148,8 @@ def training(tmp_path: Path, tiny: Path) -> Iterator[Callable[..., TrainingRun]]
     """Start runs in `tmp_path`; write the rows to `tmp_path / "rows"` first."""
     runs: list[TrainingRun] = []
 
-    def start(*arguments: str) -> TrainingRun:
-        runs.append(TrainingRun(tmp_path, tiny, *arguments))
+    def start(*arguments: str, policy: Path = tiny) -> TrainingRun:
+        runs.append(TrainingRun(tmp_path, policy, *arguments))
         return runs[-1]
 
     yield start

@@ -62,9 +62,50 @@ def test_a_value_with_spaces_quotes_and_brackets_survives_hydra(tmp_path: Path) 
     assert composed.trainer.experiment_name == text
 
 
+@pytest.mark.parametrize("path", sorted(Path("examples/verl").glob("*.yaml")), ids=str)
+def test_every_example_compiles_to_keys_that_verls_schema_takes(path: Path, tmp_path: Path) -> None:
+    import hydra
+    from verl.utils.config import omega_conf_to_dataclass
+
+    config = load_run_config(path)
+    native = VerlBackend().compile(config, tmp_path / "out")
+    with hydra.initialize_config_module("verl.trainer.config", version_base=None):
+        composed = hydra.compose("ppo_trainer", overrides=native.argv[3:])
+    # Beyond the YAML: the dataclasses that verl's workers make of these sections.
+    for section in ("rollout", "actor", "model"):
+        part = composed.actor_rollout_ref[section]
+        if section == "model":
+            part.path = str(_tokenizer_folder(tmp_path))
+        omega_conf_to_dataclass(part)
+    assert composed.actor_rollout_ref.rollout.n == config.rollout.samples_per_prompt
+
+
+def test_tools_environments_and_a_cluster_reach_verls_keys(tmp_path: Path) -> None:
+    composed = _composed(
+        tmp_path,
+        "agent.loop=tools",
+        "agent.max_turns=5",
+        "gym.servers={weather: 'http://127.0.0.1:2'}",
+        f"data.mix=[{{path: {tmp_path}/more.jsonl, weight: 0.5}}]",
+        "algorithm.rollout_correction=token",
+        "ray.address=auto",
+    )
+    rollout = composed.actor_rollout_ref.rollout
+    assert rollout.agent.default_agent_loop == "nemo_gym_tools"
+    assert Path(rollout.agent.agent_loop_config_path).exists()
+    assert rollout.multi_turn.max_assistant_turns == 5
+    assert composed.reward.nemo_gym.servers.weather == "http://127.0.0.1:2"
+    assert composed.data.nemo_gym_weights == [1.0, 0.5]
+    assert len(composed.data.train_files) == 2
+    assert composed.algorithm.rollout_correction.rollout_is == "token"
+    assert composed.ray_kwargs.ray_init.address == "auto"
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("ray.address=auto", "a Ray of its own"),
+        ("agent.loop=run", "0 agents for agent.workers=1"),
         ("nemo_rl.a=1", "mean nothing to verl"),
         ("algorithm.updates_per_step=3", "can't split"),
         ("trainer.nodes=2", "one logical device"),
@@ -74,6 +115,18 @@ def test_a_value_with_spaces_quotes_and_brackets_survives_hydra(tmp_path: Path) 
 def test_what_verl_cannot_honour_is_refused(tmp_path: Path, override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         VerlBackend().compile(_config(tmp_path, "trainer.device=cpu", override), tmp_path)
+
+
+RAW = "verl.actor_rollout_ref.rollout.logprobs_mode=raw_logprobs"
+
+
+@pytest.mark.parametrize("other", ["rollout.temperature=0.7", "rollout.top_p=0.9"])
+def test_raw_logprobs_are_refused_where_they_are_not_what_was_sampled_from(
+    tmp_path: Path, other: str
+) -> None:
+    with pytest.raises(ConfigError, match="would be biased"):
+        VerlBackend().compile(_config(tmp_path, RAW, other), tmp_path)
+    VerlBackend().compile(_config(tmp_path, RAW), tmp_path)
 
 
 def test_a_gpu_run_carries_no_cpu_workaround(tmp_path: Path) -> None:
@@ -108,6 +161,18 @@ def test_metrics_of_a_validation_line_are_no_step() -> None:
 def test_the_patches_refuse_a_version_they_were_not_checked_with() -> None:
     with pytest.raises(PluginError, match=r"checked with verl 0\.1\.x, not"):
         cpu_patches._require("verl", ("0.1.",))
+
+
+def _tokenizer_folder(tmp_path: Path) -> Path:
+    """A model folder as far as verl's config looks into it."""
+    from transformers import Qwen2Config
+
+    from tests.verl.dialogues import tokenizer_of
+
+    folder = tmp_path / "model"
+    tokenizer_of().save_pretrained(folder)
+    Qwen2Config(architectures=["Qwen2ForCausalLM"]).save_pretrained(folder)
+    return folder
 
 
 def _tokenizer() -> Any:

@@ -1,0 +1,73 @@
+"""Real verl, real vLLM and real NeMo Gym environments with tools and state."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("verl", reason="the verl extra is not installed: make setup")
+
+from rlbridge.testing.real_servers import running_nemo_gym, why_unavailable
+from tests.verl.conftest import TrainingRun
+
+pytestmark = [
+    pytest.mark.verl,
+    pytest.mark.nemo_gym,
+    pytest.mark.skipif(bool(why_unavailable()), reason=why_unavailable()),
+]
+TOOLS = ["agent.max_turns=4", "rollout.max_response_tokens=128"]
+
+
+def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "data" / name).read_text().splitlines()]
+
+
+def test_two_environments_with_tools_train_in_one_run_and_state_survives_the_turns(
+    training: Callable[..., TrainingRun], counter: Path, tmp_path: Path
+) -> None:
+    rows = rows_of(counter, "counter.jsonl")
+    (tmp_path / "rows").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    weather = json.dumps({"path": str(counter / "data" / "weather.jsonl"), "weight": 0.4})
+    with (
+        running_nemo_gym("example_session_state_mgmt") as state,
+        running_nemo_gym("example_single_tool_call") as single,
+    ):
+        run = training(
+            "agent.loop=tools",
+            *TOOLS,
+            f"gym.url={state}",
+            f"gym.servers={{example_single_tool_call: '{single}'}}",
+            f"data.mix=[{weather}]",
+            "trainer.steps=4",
+            policy=counter,
+        )
+        assert run.wait() == 0, run.screen
+
+    summary = run.summary()
+    assert summary["steps"] == 4
+    assert summary["rollout_probs_diff_max"] < 1e-3
+    assert {outcome["valid"] for outcome in run.rewards()} == {True}
+    steps = [step for step in run.native() if "training/global_step" in step]
+    by_environment = {
+        name: sum(step.get(f"gym/environment/{name}/rollouts", 0.0) for step in steps)
+        for name in ("example_session_state_mgmt", "example_single_tool_call")
+    }
+    assert sum(by_environment.values()) == 4 * 16
+    assert min(by_environment.values()) > 0
+    # The weather server rewards every answer; the counter's reward is 1 only if every call of a
+    # rollout reached the session that was seeded and is verified.
+    rewarded = {
+        step["gym/environment/example_session_state_mgmt/reward/mean"]
+        for step in steps
+        if "gym/environment/example_session_state_mgmt/reward/mean" in step
+    }
+    assert max(rewarded) > 0
+    assert {
+        step["gym/environment/example_single_tool_call/reward/mean"]
+        for step in steps
+        if "gym/environment/example_single_tool_call/reward/mean" in step
+    } == {1.0}
+    assert sum(step["gym/tool_calls/mean"] for step in steps) > 2
+    assert max(step["num_turns/max"] for step in steps) >= 4
