@@ -89,8 +89,9 @@ class DataSection(StrictModel):
 class AlgorithmSection(StrictModel):
     """How rewards become gradients."""
 
-    name: Literal["grpo"] = "grpo"
-    """The algorithm."""
+    name: Literal["grpo", "sft", "dpo"] = "grpo"
+    """The algorithm; sft and dpo learn from rows that `rlbridge transform` makes, without a Gym,
+    and run on NeMo-RL."""
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate."""
     updates_per_step: int = Field(1, ge=1)

@@ -13,6 +13,7 @@ from rlbridge.run_config import RunConfig
 from rlbridge_nemo_rl import versions
 from rlbridge_nemo_rl.compose import compose
 from rlbridge_nemo_rl.keys import grpo_keys, headers_file
+from rlbridge_nemo_rl.offline_keys import offline_keys
 
 DRIVER = "rlbridge_nemo_rl.driver"
 METRICS = "nemo_rl_metrics.jsonl"
@@ -34,7 +35,9 @@ class NemoRLBackend:
             PluginError: this NeMo-RL can't be launched by us.
         """
         versions.check()
-        native = compose(config.algorithm.name, grpo_keys(config, run_dir), config.nemo_rl)
+        name = config.algorithm.name
+        keys = (grpo_keys if name == "grpo" else offline_keys)(config, run_dir)
+        native = compose(name, keys, config.nemo_rl)
         headers = {name: value.get_secret_value() for name, value in config.gym.headers.items()}
         yaml = run_dir.resolve() / "native.yaml"
         env = _environment(config)

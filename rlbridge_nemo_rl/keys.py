@@ -138,11 +138,12 @@ def _policy(config: RunConfig) -> dict[str, Any]:
         "policy.max_total_sequence_length": config.data.max_prompt_tokens
         + config.rollout.max_response_tokens,
         "policy.train_global_batch_size": batch,
-        "policy.train_micro_batch_size": _largest_divisor(batch // gpus, BASE_MICRO_BATCH),
+        "policy.train_micro_batch_size": largest_divisor(batch // gpus, BASE_MICRO_BATCH),
     }
 
 
-def _largest_divisor(number: int, limit: int) -> int:
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is at most `limit`."""
     return next(size for size in range(limit, 0, -1) if number % size == 0)
 
 

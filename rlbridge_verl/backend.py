@@ -52,6 +52,11 @@ class VerlBackend:
 def _refuse(config: RunConfig) -> None:
     if config.nemo_rl:
         raise ConfigError("nemo_rl: native NeMo-RL keys mean nothing to verl; remove the section")
+    if config.algorithm.name != "grpo":
+        raise ConfigError(
+            f"algorithm.name={config.algorithm.name}: rlbridge launches GRPO with verl; use "
+            "--framework nemo_rl, or verl's own trainer on what `rlbridge transform` makes"
+        )
     mode = flatten(config.verl).get("trainer.v1.trainer_mode", "sync")
     if mode != "sync":
         raise ConfigError(

@@ -95,8 +95,12 @@ def _changes(overrides: list[str], gym_url: str | None, resume: bool) -> list[st
 def _tell(summary: dict[str, Any], output: Path, console: "Console") -> None:
     """The run in two lines."""
     first, last = summary["reward_first3"], summary["reward_last3"]
-    if first is None or last is None:
+    if not summary["steps"]:
         raise ConfigError(f"the run took no step; see {output / 'train.log'}")
+    if first is None or last is None:  # an algorithm without rewards, such as SFT
+        done = f"{summary['steps']} steps; see {output / 'summary.json'}"
+        console.print(done, markup=False, highlight=False, soft_wrap=True)
+        return
     verify = summary["verify"]
     text = (
         f"reward {first:.3f} (first 3 steps) → {last:.3f} (last 3); rewards: "

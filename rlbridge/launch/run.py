@@ -27,7 +27,8 @@ GYM_START_TIMEOUT_S = 60.0
 STOPPED_ON_PURPOSE = 3
 # What a run writes; an earlier run's are moved aside, its checkpoints too unless resumed.
 RUN_FILES = (
-    "events.jsonl", "metrics.jsonl", "verl_metrics.jsonl", "rewards", "train.log", "gym.log",
+    "events.jsonl", "metrics.jsonl", "verl_metrics.jsonl",
+    "nemo_rl_metrics.jsonl", "nemo_rl_logs", "rewards", "train.log", "gym.log",
     "summary.json", "reward.png", "native.yaml",
 )  # fmt: skip
 
@@ -64,12 +65,15 @@ class Run:
             KeyboardInterrupt: the user stopped it.
         """
         preflight.check_policy(self._config.policy.path)
-        rows = preflight.check_rows(self._config)
+        learns_from_rollouts = self._config.algorithm.name == "grpo"
+        rows = preflight.check_rows(self._config) if learns_from_rollouts else []
         processes.adopt_orphans()
         processes.stop_signal_raises()
         with processes.nothing_left_behind():
-            config = self._with_gym(rows)
+            config = self._with_gym(rows) if learns_from_rollouts else self._config
             native = self._backend.compile(config, self._dir)
+            if not learns_from_rollouts:
+                self._make_room()
             return self._train(native)
 
     def _with_gym(self, rows: list[dict[str, Any]]) -> RunConfig:
@@ -146,7 +150,7 @@ class Run:
             )
 
     def _kept(self, progress: Progress) -> str:
-        saved = sorted((self._dir / "checkpoints").glob("global_step_*"))
+        saved = sorted((self._dir / "checkpoints").glob("*step_*"))  # global_step_3, step_3
         if not saved:
             return "no checkpoint was saved yet"
         step = progress.phases.checkpoint_step
