@@ -82,6 +82,16 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def balanced(text: str) -> bool:
+    """Whether every brace in `text` has its fellow; escaped ones don't count."""
+    depth = 0
+    for brace in _BRACE.finditer(text):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth < 0:
+            return False
+    return depth == 0
+
+
 def has_box(text: str) -> bool:
     """Whether there is a box at all, closed or not."""
     return "\\boxed" in text

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from pydantic import Field, field_validator
 
-from rlbridge.evaluators.answers import has_box, last_boxed
+from rlbridge.evaluators.answers import balanced, has_box, last_boxed
 from rlbridge.evaluators.evaluator import Evaluator, EvaluatorSpec
 from rlbridge.evaluators.local import (
     AnswerOptions,
@@ -55,6 +55,8 @@ class MathRow(RowFields):
     def _says_something(cls, value: str) -> str:
         if not bare(value):
             raise ValueError("expected_answer is empty")
+        if not balanced(value):
+            raise ValueError("expected_answer has braces that don't balance")
         return value
 
 
@@ -103,6 +105,7 @@ def compared(expected: str, answer: str, boxed: bool, rounding: int) -> tuple[bo
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of limits that are off
+    # What it can't read as LaTeX it compares as text.
     gold = parse(f"\\boxed{{{expected}}}", [LatexExtractionConfig()], parsing_timeout=None)
     if not gold:
         raise UngradableError(f"$.expected_answer: math-verify can't read {expected[:100]!r}")
