@@ -11,11 +11,8 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
 import ray
 import uvicorn
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlbridge.contracts.wire import RESPONSES_CREATE_PARAMS
 from rlbridge.errors import ConfigError
@@ -28,8 +25,7 @@ from rlbridge_verl.settings import AgentAddress
 from rlbridge_verl.worker import Worker
 
 SESSION_KEY = "rlbridge_session"
-"""Where a rollout's session stands in `metadata`."""
-SESSION_HEADER = b"x-rlbridge-session"
+"""Where the gateway looks for a rollout's session in `metadata`."""
 MODEL = "policy"
 
 
@@ -47,7 +43,6 @@ class PolicyServer:
         config = GatewayConfig(
             sessions=SessionsConfig(implicit=False, cookie=False),
             stop_token_ids=tuple(sorted(worker.ends)),
-            token_fields=False,  # captured here; nobody downstream needs them
             abort_attempts=1,  # verl's own client resumes
             template_options=worker.bridge.template.options,
         )
@@ -63,7 +58,7 @@ class PolicyServer:
         Raises:
             ConfigError: the port is taken.
         """
-        app = create_app(self.gateway, middleware=[Middleware(SessionFromMetadata)])
+        app = create_app(self.gateway)
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -83,50 +78,6 @@ class PolicyServer:
                 self._task.result()
                 raise ConfigError(f"the gateway on port {self._port} did not start")
             await asyncio.sleep(0.01)
-
-
-class SessionFromMetadata:
-    """ASGI middleware: the session in a body's `metadata` becomes the header that names it."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, with the header if its body names a session."""
-        if scope["type"] != "http" or scope["method"] != "POST":
-            await self._app(scope, receive, send)
-            return
-        body, more = bytearray(), True
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":
-                return  # the client went away
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-        session = session_in(bytes(body))
-        if session:
-            headers = [*scope["headers"], (SESSION_HEADER, session.encode())]
-            scope = {**scope, "headers": headers}
-        given = False
-
-        async def replay() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
-
-        await self._app(scope, replay, send)
-
-
-def session_in(body: bytes) -> str:
-    """The session that a request's body names in its metadata; empty for none."""
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return ""
-    metadata = document.get("metadata") if isinstance(document, dict) else None
-    return str(metadata.get(SESSION_KEY) or "") if isinstance(metadata, dict) else ""
 
 
 def row_in_session(row: Mapping[str, Any], session: str) -> dict[str, Any]:

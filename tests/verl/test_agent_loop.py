@@ -66,7 +66,15 @@ class ScriptedManager:
         )
 
 
-def loop_of(manager: Any, url: str, **rollout: Any) -> NeMoGymAgentLoop:
+def loop_of(
+    manager: Any,
+    url: str,
+    *,
+    cls: type[AgentLoopBase] = NeMoGymAgentLoop,
+    agents: Sequence[dict[str, Any]] = (),
+    **rollout: Any,
+) -> Any:
+    section = {"url": url, "outage_patience_s": 0, "max_attempts": 1, "agents": list(agents)}
     config = OmegaConf.create(
         {
             "actor_rollout_ref": {
@@ -85,10 +93,10 @@ def loop_of(manager: Any, url: str, **rollout: Any) -> NeMoGymAgentLoop:
                 },
             },
             "data": {},
-            "reward": {"nemo_gym": {"url": url, "outage_patience_s": 0, "max_attempts": 1}},
+            "reward": {"nemo_gym": section},
         }
     )
-    return NeMoGymAgentLoop(
+    return cls(
         trainer_config=DictConfigWrap(config),
         server_manager=manager,
         tokenizer=TOKENIZER,
