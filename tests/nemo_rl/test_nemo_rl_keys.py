@@ -1,0 +1,147 @@
+"""What a run config becomes for NeMo-RL, and what is refused by name. Needs no NeMo-RL."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlbridge.errors import ConfigError
+from rlbridge.run_config import RunConfig
+from rlbridge.testing import make_row
+from rlbridge_nemo_rl.keys import grpo_keys
+from rlbridge_nemo_rl.offline_keys import offline_keys
+
+SFT_ROW = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+DPO_ROW = {"prompt": "q", "chosen": "a", "rejected": "b"}
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(make_row("q")) + "\n" + json.dumps(make_row("r")) + "\n")
+    return path
+
+
+def config(rows: Path, **sections: Any) -> RunConfig:
+    given = {"policy": {"path": "/models/p"}, "data": {"train": str(rows)}}
+    for name, section in sections.items():
+        given[name] = {**given.get(name, {}), **section}
+    return RunConfig.parse(given)
+
+
+def test_each_key_of_a_run_has_its_place(rows: Path, tmp_path: Path) -> None:
+    keys = grpo_keys(
+        config(
+            rows,
+            gym={"url": "http://127.0.0.1:9", "headers": {"X-Key": "secret"}},
+            data={"validation": str(rows), "max_prompt_tokens": 100, "shuffle": False},
+            agent={"loop": "tools", "max_turns": 7},
+            algorithm={
+                "learning_rate": 2e-6,
+                "updates_per_step": 2,
+                "kl_coef": 0.01,
+                "normalize_by_std": False,
+                "rollout_correction": "token",
+                "correction_threshold": 3.0,
+            },
+            rollout={
+                "prompts_per_step": 6,
+                "samples_per_prompt": 4,
+                "max_response_tokens": 50,
+                "temperature": 0.7,
+                "top_p": 0.9,
+            },
+            trainer={"steps": 11, "nodes": 2, "seed": 5, "save_every": 4, "validate_every": 3},
+        ),
+        tmp_path / "run",
+    )
+    wanted = {
+        "policy.model_name": "/models/p",
+        "policy.max_total_sequence_length": 150,
+        "policy.train_global_batch_size": 12,
+        "policy.train_micro_batch_size": 3,
+        "policy.optimizer.kwargs.lr": 2e-6,
+        "policy.generation.max_new_tokens": 50,
+        "policy.generation.temperature": 0.7,
+        "policy.generation.top_p": 0.9,
+        "grpo.num_prompts_per_step": 6,
+        "grpo.num_generations_per_prompt": 4,
+        "grpo.max_rollout_turns": 7,
+        "grpo.normalize_rewards": False,
+        "grpo.use_leave_one_out_baseline": False,
+        "grpo.skip_reference_policy_logprobs_calculation": False,
+        "grpo.max_num_steps": 11,
+        "grpo.seed": 5,
+        "grpo.val_period": 3,
+        "grpo.max_val_samples": 2,
+        "loss_fn.reference_policy_kl_penalty": 0.01,
+        "loss_fn.truncated_importance_sampling_type": "tis",
+        "loss_fn.truncated_importance_sampling_ratio": 3.0,
+        "cluster.num_nodes": 2,
+        "checkpointing.enabled": True,
+        "checkpointing.save_period": 4,
+        "checkpointing.metric_name": "val:accuracy",
+    }
+    assert {key: keys[key] for key in wanted} == wanted
+    assert keys["data"]["max_input_seq_length"] == 100
+    assert keys["data"]["shuffle"] is False
+    environment = keys["env"]["rlbridge_gym"]
+    assert environment["max_turns"] == 7
+    assert environment["policy"] == "/models/p"
+    assert "secret" not in json.dumps(keys)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "named"),
+    [
+        ("trainer", "device", "cpu", "trainer.device"),
+        ("algorithm", "entropy_coef", 0.1, "algorithm.entropy_coef"),
+        ("algorithm", "rollout_correction", "sequence", "algorithm.rollout_correction"),
+        ("algorithm", "updates_per_step", 7, "algorithm.updates_per_step"),
+        ("agent", "workers", 2, "agent.workers"),
+        ("trainer", "gpus_per_node", 7, "rollout.prompts_per_step"),
+        ("trainer", "validate_every", 2, "trainer.validate_every"),
+        ("verl", "trainer.logger", "x", "verl"),
+    ],
+)
+def test_what_nemo_rl_cannot_honour_is_refused_by_name(
+    rows: Path, tmp_path: Path, section: str, key: str, value: Any, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{named}"):
+        grpo_keys(config(rows, **{section: {key: value}}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "dataset"),
+    [
+        ("sft", SFT_ROW, "openai_format"),
+        ("sft", {"input": "q", "output": "a"}, "ResponseDataset"),
+        ("dpo", DPO_ROW, "BinaryPreferenceDataset"),
+    ],
+)
+def test_rows_of_transform_find_their_dataset(
+    tmp_path: Path, name: str, row: dict[str, Any], dataset: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    keys = offline_keys(config(path, algorithm={"name": name, "kl_coef": 0.1}), tmp_path)
+    assert keys["data"]["default"]["dataset_name"] == dataset
+    assert keys[f"{name}.max_num_steps"] == 30
+
+
+def test_rows_of_another_form_are_named(tmp_path: Path, rows: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a row for dpo has .*rlbridge transform dpo"):
+        offline_keys(config(rows, algorithm={"name": "dpo", "kl_coef": 0.1}), tmp_path)
+
+
+def test_a_gym_means_nothing_to_sft(tmp_path: Path, rows: Path) -> None:
+    given = config(rows, algorithm={"name": "sft"}, gym={"url": "http://127.0.0.1:9"})
+    with pytest.raises(ConfigError, match=r"^gym\.url: means nothing to algorithm\.name=sft"):
+        offline_keys(given, tmp_path)
+
+
+def test_verl_refuses_what_only_nemo_rl_launches(tmp_path: Path, rows: Path) -> None:
+    backend = pytest.importorskip("rlbridge_verl.backend")
+    with pytest.raises(ConfigError, match=r"algorithm\.name=sft"):
+        backend.VerlBackend().compile(config(rows, algorithm={"name": "sft"}), tmp_path)
