@@ -8,7 +8,7 @@ gateway was started with; a row can't name another one. A reward nobody computed
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import orjson
 from pydantic import Field
@@ -20,8 +20,7 @@ from rlbridge.contracts.wire import RESPONSES_CREATE_PARAMS
 from rlbridge.errors import ContractError, GymError
 from rlbridge.evaluators.evaluator import Evaluator
 from rlbridge.gateway.errors import ApiError
-from rlbridge.gateway.exchange import Caller, Reply
-from rlbridge.gateway.gateway import Gateway
+from rlbridge.gateway.exchange import Caller, Reply, StreamedReply
 from rlbridge.gym import GymClient
 from rlbridge.gym.failures import invalid_reward
 from rlbridge.gym.session import GymSession
@@ -67,6 +66,30 @@ class Played:
     tool_failures: Mapping[str, int] = field(default_factory=dict)
 
 
+class Policy(Protocol):
+    """What an agent asks: a `Gateway` in process, or one behind a URL."""
+
+    async def open_session(
+        self, session: str = "", *, group_id: str = "", metadata: Mapping[str, Any] | None = None
+    ) -> str:
+        """See `Gateway.open_session`."""
+        ...
+
+    async def responses(
+        self, body: Mapping[str, Any], caller: Caller = ...
+    ) -> Reply | StreamedReply:
+        """See `Gateway.responses`."""
+        ...
+
+    async def score(self, session: str, reward: Reward) -> None:
+        """See `Gateway.score`."""
+        ...
+
+    async def end_session(self, session: str) -> None:
+        """See `Gateway.end_session`."""
+        ...
+
+
 class Agent:
     """Plays rollouts against one policy and, where there is one, one Gym.
 
@@ -79,7 +102,7 @@ class Agent:
 
     def __init__(
         self,
-        gateway: Gateway,
+        gateway: Policy,
         *,
         gym: GymClient | None = None,
         evaluator: Evaluator | None = None,
@@ -155,7 +178,7 @@ class _Episode:
     """The conversation of one rollout."""
 
     def __init__(
-        self, gateway: Gateway, config: AgentConfig, params: Mapping[str, Any], session: str
+        self, gateway: Policy, config: AgentConfig, params: Mapping[str, Any], session: str
     ) -> None:
         self._gateway = gateway
         self._config = config

@@ -321,7 +321,7 @@ def engine_call(
     Raises:
         ApiError: `n` is no number of answers.
     """
-    n = body.get("n") or 1
+    n = 1 if body.get("n") is None else body["n"]
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= 128:
         raise ApiError(f"n must be an integer from 1 to 128, got {n!r}", param="n")
     extra = {key: value for key, value in body.items() if key not in _OWN and value is not None}

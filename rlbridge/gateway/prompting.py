@@ -152,9 +152,11 @@ class Prompter:
         tools: Sequence[Mapping[str, Any]] | None,
     ) -> Plan:
         rendered = await self._render(bridge, messages, tools)
-        turn = given.turn()
-        ends = {*self._ends, self.tokenizer.eos_token_id} - {None}
-        spliced = splice_turn(turn, rendered, self.tokenizer, ends=[e for e in ends if e])
+        turn_end = bridge.template.turn_end
+        ends = {*self._ends, *(encode(self.tokenizer, turn_end) if turn_end else ())}
+        if self.tokenizer.eos_token_id is not None:
+            ends.add(self.tokenizer.eos_token_id)
+        spliced = splice_turn(given.turn(), rendered, self.tokenizer, ends=ends)
         if isinstance(spliced, Refusal):
             return Plan(PromptSpan(rendered), None, reason=spliced.reason.value)
         return Plan(spliced[0], None, "spliced")
