@@ -320,7 +320,8 @@ async def _best_logprob(
     server: _Server, spoken: Spoken, prompt: list[int], temperature: float
 ) -> float | None:
     """The largest logprob in the first place after `prompt`."""
-    params: Json = {"max_tokens": 1, "temperature": temperature, "logprobs": 1}
+    # Two: chat and generate put the sampled token first and cut the rest.
+    params: Json = {"max_tokens": 1, "temperature": temperature, "logprobs": 2}
     body: Json = {"model": server.model, **params}
     if spoken.info.wire == "generate":
         body = {"model": server.model, "token_ids": prompt, "sampling_params": params}
@@ -331,7 +332,7 @@ async def _best_logprob(
             "messages": _MESSAGES,
             "kv_transfer_params": {wire.PROMPT_TOKEN_IDS: prompt},
             "logprobs": True,
-            "top_logprobs": 1,
+            "top_logprobs": 2,
         }
     try:
         reply = await server.http.post(spoken.path, body)

@@ -64,6 +64,14 @@ class EngineHttp:
         data = await self._request("GET", path, None, timeout_s)
         return self._object(data, path) if data else {}
 
+    async def delete(self, path: str) -> None:
+        """Delete what is at `path`.
+
+        Raises:
+            EngineError: as `post`.
+        """
+        await self._request("DELETE", path, None, None)
+
     async def events(self, path: str, body: Json) -> AsyncGenerator[bytes, None]:
         """The lines of a stream of server-sent events, as they come.
 

@@ -2,8 +2,11 @@
 
 import asyncio
 import importlib.util
+import re
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -15,7 +18,9 @@ from rlbridge.contracts.tokens import LogprobsMode, PromptSpan
 from rlbridge.engines.config import PolicyConfig
 from rlbridge.engines.engine import ChatContext, Delta, EngineCall
 from rlbridge.engines.http_engine import HttpEngine
+from rlbridge.engines.open import open_engine
 from rlbridge.errors import EngineError
+from rlbridge.testing import EngineFault, VllmServer
 
 pytestmark = [
     pytest.mark.vllm,
@@ -54,6 +59,14 @@ async def engine(url: str, **config: Any) -> AsyncIterator[HttpEngine]:
         yield connected
     finally:
         await connected.aclose()
+
+
+async def tokenized(url: str, text: str) -> PromptSpan:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/tokenize", json={"model": "tiny", "prompt": text}) as reply,
+    ):
+        return PromptSpan((await reply.json())["tokens"])
 
 
 async def test_every_wire_gives_the_same_greedy_tokens_and_logprobs(server_url: str) -> None:
@@ -161,19 +174,49 @@ async def test_vllms_refusals_come_with_its_reason(server_url: str) -> None:
 
 
 async def test_stop_strings_leave_the_tokens_that_were_sampled(server_url: str) -> None:
+    prompt = await tokenized(server_url, "What does os.path.join do?")
     async with engine(server_url, wire="completions") as connected:
-        free = EngineCall(PROMPT, {"temperature": 0.0, "max_tokens": 20, "ignore_eos": True})
+        free = EngineCall(prompt, {"temperature": 0.0, "max_tokens": 20, "ignore_eos": True})
         (whole,) = await connected.generate(free)
-        stop = whole.text[len(whole.text) // 2 :][:3]
+        found = re.search(r"[a-z]{3}", whole.text[5:])
+        assert found is not None
+        stop = found.group()
         for wire in WIRES:
             async with engine(server_url, wire=wire) as other:
-                call = EngineCall(PROMPT, {**free.sampling, "stop": [stop]})
+                call = EngineCall(prompt, {**free.sampling, "stop": [stop]})
                 (answer,) = await other.generate(call)
-            assert answer.stop_reason == stop
-            assert answer.text == whole.text[: whole.text.index(stop)]
+            if wire != "generate":  # vLLM 0.27 doesn't say there which token it stopped at
+                assert answer.stop_reason == stop
+            if wire != "token_chat":  # its parser takes text without marks for reasoning
+                # /detokenize, where generate's text comes from, leaves special tokens in.
+                text = re.sub(r"<\|\w+\|>", "", answer.text)
+                assert text == whole.text[: whole.text.index(stop)]
             assert answer.turn is not None
             assert whole.turn is not None
             count = len(answer.turn.sampled_ids)
             np.testing.assert_array_equal(
                 answer.turn.sampled_ids, whole.turn.sampled_ids[:count]
             )  # fmt: skip
+
+
+async def test_a_call_moves_from_a_broken_replica_to_the_real_one(server_url: str) -> None:
+    call = EngineCall(PROMPT, {"temperature": 0.0, "max_tokens": 6}, session="a")
+    async with VllmServer() as broken:
+        config = PolicyConfig(urls=[broken.url, server_url], wire="completions")
+        pool = open_engine(config)
+        try:
+            await pool.info()
+            broken.faults = deque([EngineFault.STATUS_503] * 100)
+            answers = [
+                (await pool.generate(replace(call, session=str(number))))[0] for number in range(6)
+            ]
+            await broken.stop()
+            (last,) = await pool.generate(call)
+        finally:
+            await pool.aclose()
+    assert {answer.replica for answer in (*answers, last)} == {server_url}
+    first = answers[0].turn
+    assert first is not None
+    for answer in (*answers, last):
+        assert answer.turn is not None
+        np.testing.assert_array_equal(answer.turn.sampled_ids, first.sampled_ids)
