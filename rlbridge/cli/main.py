@@ -5,7 +5,7 @@ import sys
 import typer
 
 from rlbridge import __version__
-from rlbridge.cli import gateway, gym, tokens, transform
+from rlbridge.cli import gateway, gym, rollouts, tokens, transform
 from rlbridge.cli.plugins import plugins
 from rlbridge.cli.run import run
 from rlbridge.errors import RLBridgeError
@@ -22,6 +22,7 @@ app.command()(plugins)
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(gym.app, name="gym")
 app.add_typer(tokens.app, name="tokens")
+app.add_typer(rollouts.app, name="rollouts")
 app.add_typer(transform.app, name="transform")
 
 

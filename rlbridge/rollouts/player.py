@@ -1,0 +1,134 @@
+"""Plays rollouts: by an agent's `/run`, or by a policy, an environment's tools and a judge.
+
+What fails is an outcome with a reason, not an error.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from rlbridge.contracts import wire
+from rlbridge.contracts.reward import FailureClass, Fault, InvalidReward
+from rlbridge.errors import RLBridgeError
+from rlbridge.evaluators.evaluator import Evaluator
+from rlbridge.gateway.agent import Agent, AgentConfig, Policy
+from rlbridge.gym import GymClient
+from rlbridge.rollouts.failures import RolloutFailure
+from rlbridge.rollouts.index import Key
+from rlbridge.rollouts.outcome import Outcome, failed, scored
+from rlbridge.rollouts.policy import Seeded
+from rlbridge.rollouts.tasks import Task
+
+
+class Player(Protocol):
+    """Plays rollouts, many at a time.
+
+    Attributes:
+        words: who plays, for people.
+    """
+
+    words: str
+
+    async def play(self, task: Task) -> Outcome:
+        """Play one rollout to its end; whatever fails is told in the outcome."""
+        ...
+
+
+class AgentPlayer:
+    """Lets an agent's `/run` play: its own policy, tools and verdict.
+
+    Args:
+        gym: the client of the agent; whoever made it closes it.
+    """
+
+    def __init__(self, gym: GymClient) -> None:
+        self._gym = gym
+        self.words = f"the agent at {gym.config.url}"
+
+    async def play(self, task: Task) -> Outcome:
+        """One `/run`."""
+        asked = marked(task.row, task.key)
+        try:
+            reward, answer = await self._gym.run(asked)
+        except RLBridgeError as error:
+            return failed(task.row, error)
+        return scored({**asked, **answer, **_own(task.row)}, reward)
+
+
+class PolicyPlayer:
+    """Asks a policy, answers its tool calls in the environment's session, has it judged.
+
+    Args:
+        policy: to be asked; whoever made these closes them.
+        gym: the environment; None where an evaluator judges answers without tools.
+        evaluator: judges instead of the environment; None for none.
+        limits: how long a rollout may get.
+        overrides: stand in place of the rows' own `responses_create_params`.
+        seed: each rollout's own seed follows from it; None for none.
+        words: what the policy is.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        gym: GymClient | None,
+        evaluator: Evaluator | None,
+        limits: AgentConfig,
+        overrides: Mapping[str, Any],
+        seed: int | None,
+        words: str,
+    ) -> None:
+        self._policy = policy
+        self._gym = gym
+        self._evaluator = evaluator
+        self._limits = limits
+        self._overrides = overrides
+        self._seed = seed
+        self.words = words
+
+    async def play(self, task: Task) -> Outcome:
+        """One rollout in a session of its own."""
+        params = {**task.row[wire.RESPONSES_CREATE_PARAMS], **self._overrides}
+        row = {**marked(task.row, task.key), wire.RESPONSES_CREATE_PARAMS: params}
+        policy = self._policy
+        if self._seed is not None:
+            policy = Seeded(policy, seed_of(self._seed, task.key))
+        agent = Agent(policy, gym=self._gym, evaluator=self._evaluator, config=self._limits)
+        try:
+            played = await agent.play(row)
+        except RLBridgeError as error:
+            return failed(row, error)
+        if played.response.get("output"):
+            row[wire.RESPONSE] = played.response
+        if played.reward is None:
+            why = "nobody judged the rollout"
+            return scored(row, InvalidReward(FailureClass.MISSING_REWARD, why))
+        return scored(row, played.reward)
+
+
+async def play_within(player: Player, task: Task, timeout_s: float) -> Outcome:
+    """Play one rollout, and give up after `timeout_s` seconds."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await player.play(task)
+    except TimeoutError:
+        why = f"the rollout was not done after {timeout_s:g} s; --rollout-timeout-s says how long"
+        failure = RolloutFailure("rollout_timeout", Fault.INFRASTRUCTURE, why)
+        return Outcome(dict(task.row), None, failure)
+
+
+def marked(row: Mapping[str, Any], key: Key) -> dict[str, Any]:
+    """The row with the indices Gym's tools know a rollout by."""
+    return {**row, wire.TASK_INDEX: key.task, wire.ROLLOUT_INDEX: key.rollout}
+
+
+def seed_of(seed: int, key: Key) -> int:
+    """A rollout's own seed, 0 to 2**31 - 1: the same in every run and on every machine."""
+    digest = hashlib.sha256(f"{seed}/{key.task}/{key.rollout}".encode()).digest()
+    return int.from_bytes(digest[:4], "little") >> 1
+
+
+def _own(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What an agent's echo must not change: who was asked."""
+    return {wire.AGENT_REF: row[wire.AGENT_REF]} if wire.AGENT_REF in row else {}

@@ -1,0 +1,93 @@
+"""What is to be collected: every input row, as often as asked. Refuses rows without a prompt.
+
+The input is read once before anything is asked of a server, so that a bad line at its end costs
+seconds and not a night, and once more, row by row, while rollouts are collected.
+"""
+
+import hashlib
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from rlbridge.contracts import wire
+from rlbridge.errors import ConfigError
+from rlbridge.rollouts.index import Key
+from rlbridge.transforms.reading import Line, Reader
+
+_PIECE: Final = 1 << 20
+
+
+class Task(NamedTuple):
+    """One rollout to be collected.
+
+    Attributes:
+        key: the row's number in the input from 0, and which of its repeats.
+        row: the input row; shared by its repeats and left unchanged.
+    """
+
+    key: Key
+    row: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """An input file that was read to its end.
+
+    Attributes:
+        path: the file.
+        rows: how many rows are used.
+        sha256: of the file as it lies on disk.
+    """
+
+    path: Path
+    rows: int
+    sha256: str
+
+    @classmethod
+    def survey(cls, path: Path, limit: int | None = None) -> "Input":
+        """Read a file through.
+
+        Args:
+            path: JSON lines, packed or not, or Parquet.
+            limit: use so many rows at most, from the top.
+
+        Raises:
+            ConfigError: it can't be read, holds no rows, or one of them is no row with a prompt.
+        """
+        rows = sum(1 for _ in _rows(path, limit))
+        if not rows:
+            raise ConfigError(f"{path} holds no rows")
+        return cls(path, rows, _sha256(path))
+
+    def tasks(self, repeats: int, wanted: Callable[[Key], bool]) -> Generator[Task, None, None]:
+        """The wanted rollouts, row by row and each row's repeats together."""
+        with closing(_rows(self.path, self.rows)) as lines:
+            for number, line in enumerate(lines):
+                for repeat in range(repeats):
+                    key = Key(number, repeat)
+                    if wanted(key):
+                        yield Task(key, line.row)
+
+
+def _rows(path: Path, limit: int | None) -> Generator[Line, None, None]:
+    with closing(line for line in Reader([path])) as lines:
+        for line in islice(lines, limit):
+            params = line.row.get(wire.RESPONSES_CREATE_PARAMS)
+            given = params.get("input") if isinstance(params, Mapping) else None
+            if not given or not isinstance(given, str | list):
+                raise ConfigError(
+                    f"{line.where}: $.responses_create_params.input is missing or empty; a row "
+                    "needs a prompt: a text, or a list of messages"
+                )
+            yield line
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
