@@ -134,7 +134,7 @@ def _records(
     path: Path,
 ) -> Iterator[bytes]:
     """A line for each pair, put together from the spool's bytes."""
-    start, stop, heads = index.start, index.stop, index.head
+    start, stop, heads = index.start.item, index.stop.item, index.head.item
     between = (b',"chosen":', b',"rejected":', _LINE)
     if format == "preference":
         between = (
@@ -142,9 +142,9 @@ def _records(
         )  # fmt: skip
     before, middle, after = between
     for number, (chosen, rejected) in enumerate(pairs, start=1):
-        record = spool.read(int(start[chosen]), int(stop[chosen]))
-        worse = spool.read(int(start[rejected]) + int(heads[rejected]), int(stop[rejected]))
-        cut = int(heads[chosen])
+        record = spool.read(start(chosen), stop(chosen))
+        worse = spool.read(start(rejected) + heads(rejected), stop(rejected))
+        cut = heads(chosen)
         head, better = record[:cut], record[cut:]
         if plain:  # cut the text out of [{"role":"user","content":TEXT}]
             head = _PROMPT + head[len(_PLAIN) - 1 : -2]

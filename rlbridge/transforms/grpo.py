@@ -120,7 +120,10 @@ def truth_of(row: Row, name: str | None) -> str:
     """
     value: Any = None
     if name is None:
-        value = next((row[key] for key in GROUND_TRUTHS if row.get(key) is not None), None)
+        for key in GROUND_TRUTHS:
+            value = row.get(key)
+            if value is not None:
+                break
     else:
         value = row
         for part in name.split("."):

@@ -106,16 +106,14 @@ def _above_gap(index: Index, rows: Rows, how: Pairing, seed: int) -> Rows:
     pairs = np.stack([rows[high], rows[low]], axis=1)
     if how.pairs == "all":
         return pairs
-    content = index.content
-    with np.errstate(over="ignore"):
-        luck = mixed(content[pairs[:, 0]] * np.uint64(31) + content[pairs[:, 1]], seed)
+    luck = mixed((pairs[:, 0] * len(index) + pairs[:, 1]).astype(np.uint64), seed)
     return pairs[np.argsort(luck, kind="stable")[: how.pairs]]
 
 
 def _strata(index: Index, rows: Rows, how: Pairing, seed: int) -> Rows:
     """[n, 2] pairs of one rollout of the high stratum and one of the low, each used once."""
     reward = index.reward[rows]
-    luck = mixed(index.content[rows], seed)
+    luck = mixed(rows.astype(np.uint64), seed)
     high = np.flatnonzero(reward >= how.high)
     low = np.flatnonzero(reward <= how.low)
     n = min(len(high), len(low))

@@ -146,7 +146,7 @@ def run(job: Job, plan: Plan) -> Report:
     with (
         full_disk_explained(folder),
         ThreadPoolExecutor(1, thread_name_prefix="rlbridge-hash") as pool,
-        Spool(folder) as spool,
+        Spool(folder, lasting=job.selection.validation > 0) as spool,
         job.rejects,
     ):
         # Hashing leaves the interpreter lock alone, so it costs no time where there are two cores.

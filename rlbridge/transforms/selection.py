@@ -104,7 +104,7 @@ def _limited(index: Index, rows: Rows, wanted: Selection) -> Rows:
     Not in the order of the file: collectors write what ends first first, and that is what is
     shortest.
     """
-    prompt, luck = index.prompt[rows], mixed(index.content[rows], wanted.seed)
+    prompt, luck = index.prompt[rows], mixed(rows.astype(np.uint64), wanted.seed)
     if wanted.keep == "best":
         order = np.lexsort((luck, -index.reward[rows], prompt))
     else:

@@ -47,15 +47,18 @@ def job(
 def _openai(style: Style) -> Convert:
     def convert(row: Row) -> Piece:
         said = conversation_of(row, style)
-        if not says_something(said.completion):
+        messages = said.completion
+        if not says_something(messages):
             raise SkippedRowError("with an empty answer")
-        messages = said.prompt + said.completion
         while messages[-1]["role"] != "assistant":  # the environment had the last word
             messages.pop()
-        record: dict[str, Any] = {"messages": messages}
-        if said.tools:
-            record["tools"] = said.tools
-        return Piece(orjson.dumps(said.prompt), b"", orjson.dumps(record, option=_LINE))
+        prompt = orjson.dumps(said.prompt)
+        tools = b',"tools":' + orjson.dumps(said.tools) if said.tools else b""
+        # The two lists of messages in one; the prompt's text is there already.
+        line = b"".join(
+            (b'{"messages":', prompt[:-1], b",", orjson.dumps(messages)[1:], tools, b"}\n")
+        )
+        return Piece(prompt, b"", line)
 
     return convert
 

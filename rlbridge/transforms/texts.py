@@ -9,9 +9,9 @@ from rlbridge.transforms.rejects import BadRowError
 
 def prompt_text(messages: list[Message]) -> str:
     """One user message as it is; others joined, roles named where there is a history."""
+    if len(messages) == 1:
+        return _text(messages[0], 0)
     texts = [_text(message, number) for number, message in enumerate(messages)]
-    if len(texts) == 1:
-        return texts[0]
     if {message["role"] for message in messages} <= {"system", "user"}:
         return "\n\n".join(texts)
     return "\n\n".join(
@@ -21,7 +21,8 @@ def prompt_text(messages: list[Message]) -> str:
 
 def completion_text(messages: list[Message]) -> str:
     """What the policy said, its turns joined; tool calls and their results are left out."""
-    return "\n\n".join(m["content"] for m in messages if m["role"] == "assistant" and m["content"])
+    said = [m["content"] for m in messages if m["role"] == "assistant" and m["content"]]
+    return "\n\n".join(said)
 
 
 def single_answer(messages: list[Message]) -> str:
@@ -43,7 +44,10 @@ def single_answer(messages: list[Message]) -> str:
 
 def says_something(messages: list[Message]) -> bool:
     """Whether there is an answer or a tool call to train on."""
-    return any(m["role"] == "assistant" and (m["content"] or "tool_calls" in m) for m in messages)
+    for message in messages:  # any() with a generator costs half a microsecond
+        if message["role"] == "assistant" and (message["content"] or "tool_calls" in message):
+            return True
+    return False
 
 
 def _text(message: Message, number: int) -> str:
