@@ -120,3 +120,47 @@ def test_importing_rlbridge_loads_no_framework_and_no_http_library() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert result.stdout.decode().strip() == "[]"
+
+
+EVALUATOR = """
+from rlbridge.evaluators.evaluator import EvaluatorSpec
+from rlbridge.hookspecs import hookimpl
+@hookimpl
+def rlbridge_evaluators():
+    install = "pip install x"
+    return [EvaluatorSpec({name!r}, "mine", dict, {{}}, requires={requires!r}, install=install)]
+"""
+OURS = EntryPoint("evaluators", "rlbridge.builtins", "rlbridge")
+
+
+def test_an_evaluator_of_a_plugin_is_made_with_its_options(make_point) -> None:
+    plugins = Plugins([OURS, make_point("mine", EVALUATOR.format(name="mine", requires=()))])
+    assert plugins.evaluator("mine", {"a": 1}) == {"a": 1}
+    kinds = {report.name: report.kind for report in plugins.report()}
+    assert (kinds["mine"], kinds["math"]) == ("evaluator", "evaluator")
+
+
+def test_a_missing_library_of_an_evaluator_is_told_with_its_install_line(make_point) -> None:
+    source = EVALUATOR.format(name="mine", requires=("surely_not_installed",))
+    plugins = Plugins([make_point("mine", source)])
+    (report,) = plugins.report()
+    assert (report.available, report.install) == (False, "pip install x")
+    with pytest.raises(FrameworkMissingError, match="pip install x"):
+        plugins.evaluator("mine")
+
+
+def test_an_evaluator_s_name_is_taken_once(make_point) -> None:
+    plugins = Plugins([OURS, make_point("mine", EVALUATOR.format(name="math", requires=()))])
+    (broken,) = [report for report in plugins.report() if report.kind == "plugin"]
+    assert broken.name == "mine"
+    assert "'math'" in str(broken.reason)
+    assert plugins.evaluator_spec("math").summary != "mine"
+
+
+def test_a_plugin_that_adds_what_is_no_evaluator_is_broken(make_point) -> None:
+    source = EVALUATOR.format(name="x", requires=()).replace(
+        "[EvaluatorSpec", "[dict or EvaluatorSpec"
+    )
+    (report,) = Plugins([make_point("bad", source)]).report()
+    assert not report.available
+    assert "EvaluatorSpec" in str(report.reason)
