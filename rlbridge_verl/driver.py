@@ -10,11 +10,13 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rlbridge import jsonl
-from rlbridge.errors import RunError
+from rlbridge.errors import ConfigError, RunError
 from rlbridge.launch import processes
 
 STARTED = time.time()
@@ -44,6 +46,36 @@ def compose(overrides: list[str]) -> Any:
         use_critic=need_critic(config),
     )
     return config
+
+
+def check(config: Any) -> None:
+    """What would fail minutes later, or only in every rollout.
+
+    Raises:
+        ConfigError: another verl, a reward key of verl 0.7, a wrong key of `reward.nemo_gym`, a
+            trl that breaks verl, or a chat template that takes no tool messages.
+    """
+    from rlbridge_verl.settings import gym_section
+
+    gym_section(config)
+    if find_spec("trl") is not None and find_spec("trl.experimental.ppo") is None:
+        raise ConfigError(
+            f"trl {version('trl')} lacks a class that verl imports from any trl it finds; "
+            "pip install 'trl<1.13', or uninstall it"
+        )
+    rollout = config.actor_rollout_ref.rollout
+    if rollout.agent.default_agent_loop == "nemo_gym_tools":
+        from transformers import AutoTokenizer
+
+        from rlbridge.onpolicy.bridge import Bridge
+
+        tokenizer = AutoTokenizer.from_pretrained(config.actor_rollout_ref.model.path)
+        refused = Bridge(tokenizer, **(config.data.get("apply_chat_template_kwargs") or {})).refused
+        if "tool" in refused:
+            raise ConfigError(
+                f"agent.loop=tools: the policy's chat template can't take tool messages: "
+                f"{refused['tool']}"
+            )
 
 
 def start_ray(config: Any) -> None:
@@ -122,14 +154,15 @@ def main(overrides: list[str]) -> int:
     processes.end_with_launcher()
     note("started")
     config = compose(overrides)
-    note("imported")
-    start_ray(config)
-    note("ray_ready")
     import ray
 
     try:
+        check(config)
+        note("imported")
+        start_ray(config)
+        note("ray_ready")
         train(config)
-    except RunError as error:
+    except (RunError, ConfigError) as error:
         note("stopped", reason=f"{type(error).__name__}: {error}")
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 3

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rlbridge.hookspecs import NativeRun
+    from rlbridge.run_config import RunConfig
 
 INTERRUPTED = 130
 
@@ -72,6 +73,9 @@ def run(
     output = loaded.trainer.output_dir
     if dry_run:
         _print_native(backend.compile(loaded, output), loaded.gym.serve)
+        changes = _changes(overrides or [], gym_url, resume)
+        own = ["rlbridge", "run", "--framework", framework, "--config", str(config), *changes]
+        _print_cluster(loaded, own)
         return
     console = Console()
     try:
@@ -119,3 +123,16 @@ def _print_native(native: "NativeRun", served: str | None) -> None:
     if served:
         typer.echo(f"# (first, in another shell: rlbridge gym serve {served} --port 18080)")
     typer.echo(native.by_hand)
+
+
+def _print_cluster(config: "RunConfig", argv: list[str]) -> None:
+    """What to type where the run doesn't stay on this machine."""
+    if config.trainer.nodes == 1 and config.ray.address is None:
+        return
+    from rlbridge.launch.cluster import ray_job, slurm_script
+
+    own = [word for word in argv if not word.startswith("ray.address=")]
+    typer.echo("\n# On a Ray cluster that is up:")
+    typer.echo(ray_job(own))
+    typer.echo("\n# With Slurm: sbatch of this script")
+    typer.echo(slurm_script(config, own, config.trainer.output_dir.name).rstrip())

@@ -11,7 +11,7 @@ from rlbridge.contracts.reward import Fault, InvalidReward
 from rlbridge.errors import ConfigError
 from rlbridge.gym import GymClient
 from rlbridge.rows import messages_of, read_rows, tools_of
-from rlbridge.run_config import GymSection, RunConfig
+from rlbridge.run_config import AgentSection, GymSection, RunConfig
 
 PROBED_ROWS = 3
 
@@ -113,6 +113,22 @@ def check_gym(config: GymSection, rows: list[dict[str, Any]]) -> list[str]:
         here = fields | {"url": url, "urls": config.urls if url == config.url else ()}
         warnings += asyncio.run(_check_gym(GymConfig(**here), theirs[:PROBED_ROWS]))
     return warnings
+
+
+def check_agents(gym: GymSection, agent: AgentSection) -> None:
+    """See that Gym's agents are alive. What they can judge shows in the first step.
+
+    Raises:
+        GymError: nobody answers at an agent's URL.
+    """
+
+    async def check() -> None:
+        fields = {name: getattr(gym, name) for name in GymConfig.model_fields}
+        for server in agent.servers:
+            async with GymClient(GymConfig(**fields | {"url": server.url, "urls": ()})) as client:
+                await client.check_alive()
+
+    asyncio.run(check())
 
 
 async def _check_gym(config: GymConfig, rows: list[dict[str, Any]]) -> list[str]:

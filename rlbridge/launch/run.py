@@ -91,6 +91,9 @@ class Run:
         return self._config.model_copy(update={"gym": gym})
 
     def _check_gym(self, gym: GymSection, rows: list[dict[str, Any]]) -> None:
+        if self._config.agent.loop == "run":
+            preflight.check_agents(gym, self._config.agent)
+            return
         for warning in preflight.check_gym(gym, rows):
             self._console.print(f"{warning}; its samples are masked", markup=False)
 

@@ -1,6 +1,7 @@
 """Real verl, real vLLM and real NeMo Gym environments with tools and state."""
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,12 @@ import pytest
 
 pytest.importorskip("verl", reason="the verl extra is not installed: make setup")
 
-from rlbridge.testing.real_servers import running_nemo_gym, why_unavailable
+from rlbridge.testing.real_servers import (
+    running_nemo_gym,
+    running_simple_agent,
+    running_vllm_model,
+    why_unavailable,
+)
 from tests.verl.conftest import TrainingRun
 
 pytestmark = [
@@ -71,3 +77,39 @@ def test_two_environments_with_tools_train_in_one_run_and_state_survives_the_tur
     } == {1.0}
     assert sum(step["gym/tool_calls/mean"] for step in steps) > 2
     assert max(step["num_turns/max"] for step in steps) >= 4
+
+
+def test_gyms_own_agent_trains_through_run(
+    training: Callable[..., TrainingRun], counter: Path, tmp_path: Path
+) -> None:
+    rows = rows_of(counter, "counter.jsonl")
+    (tmp_path / "rows").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (
+        running_nemo_gym("example_session_state_mgmt") as resources,
+        running_vllm_model(f"http://127.0.0.1:{port}/v1", "policy") as (model, _),
+        running_simple_agent(resources, model) as agent,
+    ):
+        run = training(
+            "agent.loop=run",
+            f"agent.servers=[{{url: '{agent}', gateway_port: {port}}}]",
+            *TOOLS,
+            f"gym.url={resources}",
+            "trainer.steps=3",
+            policy=counter,
+        )
+        run.wait_for(lambda: run.steps() >= 1)
+        assert run.listening_beyond_loopback() == []
+        assert run.wait() == 0, run.screen
+
+    summary = run.summary()
+    assert summary["steps"] == 3
+    assert summary["rollout_probs_diff_max"] < 1e-3
+    outcomes = run.rewards()
+    assert len(outcomes) == 3 * 16
+    assert {outcome["valid"] for outcome in outcomes} == {True}
+    assert 1.0 in {outcome["reward"] for outcome in outcomes}
+    steps = [step for step in run.native() if "training/global_step" in step]
+    assert max(step["gym/turns/mean"] for step in steps) > 1.5
