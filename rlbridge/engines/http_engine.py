@@ -130,25 +130,30 @@ class HttpEngine:
             return self._spoken
         async with self._asking:
             if self._spoken is None:
-                await self._wait()
-                self._spoken = await probe(self._http, self._config)
+                self._spoken = await self._found_out()
             return self._spoken
 
-    async def _wait(self) -> None:
-        """Until somebody answers HTTP there."""
-        waited = EngineError(f"{self.url}: nobody answers", retryable=True, url=self.url)
+    async def _found_out(self) -> Spoken:
+        """What the server is, once somebody answers HTTP there; one deadline for both."""
+        trouble = EngineError(f"{self.url}: it answers no probe", url=self.url)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.ready_timeout_s):
                 while True:
                     try:
-                        return await self._answers(self._config.health_timeout_s)
+                        await self._answers(self._config.health_timeout_s)
+                        return await probe(self._http, self._config)
                     except EngineError as error:
-                        waited = error
+                        trouble = error
+                        if not error.retryable:
+                            raise
                     await asyncio.sleep(_POLL_S)
         raise EngineError(
-            f"{waited} (waited {self._config.ready_timeout_s:g} s for it to come up)",
-            status=waited.status, code="not_ready", retryable=True, url=self.url,
-        ) from waited  # fmt: skip
+            f"{trouble} (waited {self._config.ready_timeout_s:g} s for it to come up)",
+            status=trouble.status,
+            code="not_ready",
+            retryable=True,
+            url=self.url,
+        ) from trouble
 
     async def _answers(self, timeout_s: float) -> None:
         """Whether somebody answers: servers without /health say 404, and are up."""

@@ -210,13 +210,26 @@ def _completion_fields(call: EngineCall, *, stream: bool) -> Json:
     return fields | {name: extra[name] for name in kept if name in extra}
 
 
+def _structure(call: EngineCall) -> Json:
+    """`response_format` as vLLM's sampling parameters have it."""
+    extra = _extra(call)
+    if "structured_outputs" in extra:
+        return {"structured_outputs": extra["structured_outputs"]}
+    asked = extra.get("response_format") or {}
+    if asked.get("type") == "json_schema":
+        return {"structured_outputs": {"json": asked["json_schema"].get("schema")}}
+    return (
+        {"structured_outputs": {"json_object": True}} if asked.get("type") == "json_object" else {}
+    )
+
+
 def _generate_body(
     call: EngineCall, spoken: Spoken, params: Mapping[str, Any], *, stream: bool
 ) -> Json:
     body: Json = {
         "model": spoken.info.model,
         "token_ids": _ids(call),
-        "sampling_params": {**params, "logprobs": 0, "n": call.n},
+        "sampling_params": {**params, **_structure(call), "logprobs": 0, "n": call.n},
     }
     if spoken.text_mode:
         body["output_mode"] = "text"

@@ -2,8 +2,9 @@
 
 `VllmServer` is a vLLM without a model on a real socket, `ByteTokenizer` its tokenizer.
 
-Fixtures: `gym_mock` (respx, no socket) and `gym_server` (a real socket). Both answer as their
-`behaviour` says: rewards by number, in turn or by function; faults by rate or by script.
+Fixtures: `gym_mock` (respx, no socket), `gym_server` and `vllm_server` (real sockets). The Gyms
+answer as their `behaviour` says: rewards by number, in turn or by function; faults by rate or by
+script.
 """
 
 from importlib import import_module

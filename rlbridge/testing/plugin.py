@@ -1,4 +1,4 @@
-"""The pytest plugin (`pytest11` entry point): fixtures for code that talks to a Gym.
+"""The pytest plugin (`pytest11` entry point): fixtures for code that talks to a Gym or a vLLM.
 
 Loaded by every pytest run of whoever has rlbridge installed, so it imports nothing but pytest;
 a fixture imports what it needs when it is asked for.
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from rlbridge.testing.mock import GymMock
     from rlbridge.testing.server import GymServer
+    from rlbridge.testing.vllm_server import VllmServer
 
 
 @pytest.fixture
@@ -43,3 +44,14 @@ async def _gym_server() -> "AsyncIterator[GymServer]":
 
 
 gym_server = _async_fixture()(_gym_server)  # type: ignore[operator]
+
+
+async def _vllm_server() -> "AsyncIterator[VllmServer]":
+    """A vLLM without a model on a real socket of this process; see `VllmServer`."""
+    from rlbridge.testing.vllm_server import VllmServer
+
+    async with VllmServer() as server:
+        yield server
+
+
+vllm_server = _async_fixture()(_vllm_server)  # type: ignore[operator]

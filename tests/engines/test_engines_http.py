@@ -217,6 +217,30 @@ async def test_several_answers_to_one_call(wire: str) -> None:
 
 
 @pytest.mark.parametrize("wire", WIRES)
+async def test_a_clients_response_format_reaches_the_engine_and_token_fields_do_not(
+    wire: str, vllm_server: VllmServer
+) -> None:
+    vllm_server.routes = ALL
+    schema = {"type": "object"}
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    extra = {
+        "response_format": asked,
+        "kv_transfer_params": {"prompt_token_ids": [1]},
+        "echo": True,
+    }
+    connected = HttpEngine(vllm_server.url, PolicyConfig(url=vllm_server.url, wire=wire))
+    (answer,) = await connected.generate(chat_call(chat=ChatContext(MESSAGES, extra=extra)))
+    await connected.aclose()
+    body = vllm_server.generations[-1]
+    assert answer.prompt_tokens == len(prompt_of())
+    assert "echo" not in body
+    if wire == "generate":
+        assert body["sampling_params"]["structured_outputs"] == {"json": schema}
+    else:
+        assert body["response_format"] == asked
+
+
+@pytest.mark.parametrize("wire", WIRES)
 async def test_an_aborted_answer_says_so(wire: str) -> None:
     server = VllmServer(routes=ALL, answers="x" * 10)
     async with engine(server, wire=wire) as connected:
