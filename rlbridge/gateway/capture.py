@@ -33,9 +33,12 @@ class CaptureLog:
     Args:
         folder: made if it isn't there.
         config: when to sync, and how long a segment may be.
+        keep_ended: find sessions that their clients ended, too; a gateway forgets them.
     """
 
-    def __init__(self, folder: Path, config: CaptureConfig) -> None:
+    def __init__(self, folder: Path, config: CaptureConfig, *, keep_ended: bool = False) -> None:
+        self._keep_ended = keep_ended
+        self._ended: dict[str, int] = {}
         self._folder = folder
         self._config = config
         self._paths: list[Path] = []
@@ -184,9 +187,14 @@ class CaptureLog:
                 elif line.startswith(_SESSION):
                     end = line.index(b'"', len(_SESSION))
                     session = line[len(_SESSION) : end].decode()
+                    ended = self._ended.get(session, 0)
                     if line.startswith(_END, end + 1):
-                        self._index.pop(session, None)
+                        self._ended[session] = ended + 1
+                        if not self._keep_ended:
+                            self._index.pop(session, None)
                     else:
+                        if ended and self._keep_ended:  # its name was used again
+                            session = f"{session}~{ended + 1}"
                         place = number << _OFFSET_BITS | offset
                         self._index.setdefault(session, array("Q")).append(place)
                 offset += len(line)

@@ -115,7 +115,7 @@ async def serving(gateway: Gateway) -> AsyncIterator[str]:
         sock.bind(("127.0.0.1", 0))
         task = asyncio.create_task(server.serve([sock]))
         try:
-            while not server.started:
+            while not server.started:  # noqa: ASYNC110 # uvicorn has no event for it
                 await asyncio.sleep(0.01)
             yield f"http://127.0.0.1:{sock.getsockname()[1]}"
         finally:

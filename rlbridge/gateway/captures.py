@@ -1,0 +1,25 @@
+"""Rollouts out of a folder of captures, without a gateway."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlbridge.contracts.rollout import Rollout
+from rlbridge.gateway.capture import CaptureLog
+from rlbridge.gateway.config import CaptureConfig
+from rlbridge.gateway.records import restored
+
+
+def captured_rollouts(folder: Path) -> Iterator[Rollout]:
+    """Every session in a gateway's capture folder, the oldest first, one at a time.
+
+    A gateway may be writing there: what it has answered so far is read. Sessions that their
+    clients ended are read too.
+
+    Raises:
+        ConfigError: the folder can't be read, or holds captures of another version.
+        ContractError: a session's records are garbled; says whose.
+    """
+    log = CaptureLog(folder, CaptureConfig(folder=folder), keep_ended=True)
+    log.recover()
+    for session in log.sessions():
+        yield restored(session, log.records(session)).rollout()
