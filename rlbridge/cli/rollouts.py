@@ -100,9 +100,6 @@ def collect(
     max_output_tokens: Annotated[
         int | None, typer.Option(help="Of one answer; instead of the rows' own.", min=1)
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Sample each rollout with a seed that follows from this.")
-    ] = None,
     max_turns: Annotated[int, typer.Option(help="Model calls a rollout at most.", min=1)] = 32,
     rollout_timeout_s: Annotated[
         float, typer.Option(help="Longest a rollout may take, seconds.", min=0.001)
@@ -134,7 +131,7 @@ def collect(
         --input rows.jsonl --output rollouts.jsonl --repeats 8 --concurrency 64
     rlbridge rollouts collect --agent http://127.0.0.1:9000 -i rows.jsonl -o rollouts.jsonl
     rlbridge rollouts collect --policy http://127.0.0.1:8000 --evaluator math \
-        -i rows.jsonl -o rollouts.jsonl --temperature 1.0 --seed 7 --ordered
+        -i rows.jsonl -o rollouts.jsonl --temperature 1.0 --ordered
 
     Exit status: 0 when every rollout has its row, 3 when some failed, 1 when the run stopped,
     130 on Ctrl-C.
@@ -160,7 +157,6 @@ def collect(
             "temperature": temperature,
             "top_p": top_p,
             "max_output_tokens": max_output_tokens,
-            "seed": seed,
             "max_turns": max_turns,
         },
         where="rollouts collect",

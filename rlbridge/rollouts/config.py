@@ -5,6 +5,7 @@ from typing import Any, Self
 from pydantic import Field, SecretStr, model_validator
 
 from rlbridge.config import StrictModel
+from rlbridge.engines.config import check_url
 
 
 class PlayConfig(StrictModel):
@@ -37,8 +38,6 @@ class PlayConfig(StrictModel):
     """Likewise."""
     max_output_tokens: int | None = Field(default=None, ge=1)
     """Likewise; of one answer."""
-    seed: int | None = None
-    """Each rollout samples with a seed of its own that follows from this; null for none."""
     max_turns: int = Field(default=32, ge=1)
     """Model calls a rollout at most; one that reaches it is judged as it stands."""
     max_tool_output_chars: int = Field(default=8192, ge=1)
@@ -46,6 +45,8 @@ class PlayConfig(StrictModel):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
+        if self.policy is not None:
+            check_url(self.policy)
         if (self.agent is None) == (self.policy is None):
             raise ValueError(
                 "who plays? Give --agent URL (an agent's /run), or --policy URL with --gym URL "

@@ -49,6 +49,4 @@ async def open_player(
         limits = AgentConfig(
             max_steps=config.max_turns, max_tool_output_chars=config.max_tool_output_chars
         )
-        yield PolicyPlayer(
-            found.policy, gym, evaluator, limits, config.overrides(), config.seed, found.words
-        )
+        yield PolicyPlayer(found.policy, gym, evaluator, limits, config.overrides(), found.words)

@@ -4,7 +4,6 @@ What fails is an outcome with a reason, not an error.
 """
 
 import asyncio
-import hashlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -17,7 +16,6 @@ from rlbridge.gym import GymClient
 from rlbridge.rollouts.failures import RolloutFailure
 from rlbridge.rollouts.index import Key
 from rlbridge.rollouts.outcome import Outcome, failed, scored
-from rlbridge.rollouts.policy import Seeded
 from rlbridge.rollouts.tasks import Task
 
 
@@ -65,7 +63,6 @@ class PolicyPlayer:
         evaluator: judges instead of the environment; None for none.
         limits: how long a rollout may get.
         overrides: stand in place of the rows' own `responses_create_params`.
-        seed: each rollout's own seed follows from it; None for none.
         words: what the policy is.
     """
 
@@ -76,7 +73,6 @@ class PolicyPlayer:
         evaluator: Evaluator | None,
         limits: AgentConfig,
         overrides: Mapping[str, Any],
-        seed: int | None,
         words: str,
     ) -> None:
         self._policy = policy
@@ -84,17 +80,13 @@ class PolicyPlayer:
         self._evaluator = evaluator
         self._limits = limits
         self._overrides = overrides
-        self._seed = seed
         self.words = words
 
     async def play(self, task: Task) -> Outcome:
         """One rollout in a session of its own."""
         params = {**task.row[wire.RESPONSES_CREATE_PARAMS], **self._overrides}
         row = {**marked(task.row, task.key), wire.RESPONSES_CREATE_PARAMS: params}
-        policy = self._policy
-        if self._seed is not None:
-            policy = Seeded(policy, seed_of(self._seed, task.key))
-        agent = Agent(policy, gym=self._gym, evaluator=self._evaluator, config=self._limits)
+        agent = Agent(self._policy, gym=self._gym, evaluator=self._evaluator, config=self._limits)
         try:
             played = await agent.play(row)
         except RLBridgeError as error:
@@ -121,12 +113,6 @@ async def play_within(player: Player, task: Task, timeout_s: float) -> Outcome:
 def marked(row: Mapping[str, Any], key: Key) -> dict[str, Any]:
     """The row with the indices Gym's tools know a rollout by."""
     return {**row, wire.TASK_INDEX: key.task, wire.ROLLOUT_INDEX: key.rollout}
-
-
-def seed_of(seed: int, key: Key) -> int:
-    """A rollout's own seed, 0 to 2**31 - 1: the same in every run and on every machine."""
-    digest = hashlib.sha256(f"{seed}/{key.task}/{key.rollout}".encode()).digest()
-    return int.from_bytes(digest[:4], "little") >> 1
 
 
 def _own(row: Mapping[str, Any]) -> dict[str, Any]:

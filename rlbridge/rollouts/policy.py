@@ -54,13 +54,10 @@ async def open_policy(
         timeout_s: the longest a call may take, seconds.
 
     Raises:
-        ConfigError: the URL is none, or the tokenizer can't be found.
+        ConfigError: the tokenizer can't be found.
         EngineError: nobody answers there.
     """
-    try:
-        url = check_url(config.policy or "")
-    except ValueError as error:
-        raise ConfigError(f"--policy {config.policy}: {error}") from error
+    url = check_url(config.policy or "")
     key = config.api_key.get_secret_value() if config.api_key else ""
     async with AsyncExitStack() as stack:
         http = EngineHttp(url, api_key=key, call_timeout_s=timeout_s)
@@ -127,39 +124,6 @@ class RemoteGateway:
             return await self._http.post(path, dict(body))
         except EngineError as error:
             raise from_engine(error) from error
-
-
-class Seeded:
-    """A policy that samples with one seed.
-
-    Args:
-        policy: to be asked.
-        seed: sent with every call.
-    """
-
-    def __init__(self, policy: Policy, seed: int) -> None:
-        self._policy = policy
-        self._seed = seed
-
-    async def open_session(
-        self, session: str = "", *, group_id: str = "", metadata: Mapping[str, Any] | None = None
-    ) -> str:
-        """As the policy's."""
-        return await self._policy.open_session(session, group_id=group_id, metadata=metadata)
-
-    async def responses(
-        self, body: Mapping[str, Any], caller: Caller = NOBODY
-    ) -> Reply | StreamedReply:
-        """As the policy's, with the seed."""
-        return await self._policy.responses({**body, "seed": self._seed}, caller)
-
-    async def score(self, session: str, reward: Reward) -> None:
-        """As the policy's."""
-        await self._policy.score(session, reward)
-
-    async def end_session(self, session: str) -> None:
-        """As the policy's."""
-        await self._policy.end_session(session)
 
 
 async def _gateway_at(http: EngineHttp) -> Found | None:

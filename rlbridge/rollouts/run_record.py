@@ -16,16 +16,13 @@ from rlbridge.rollouts.appending import write_whole
 _VERSION = 1
 
 
-def begin_or_resume(path: Path, asked: Mapping[str, Any], *, accept_changes: bool) -> bool:
+def begin_or_resume(path: Path, asked: Mapping[str, Any], *, accept_changes: bool) -> None:
     """Record what is asked, or check that it is what was asked before.
 
     Args:
         path: the record's file.
         asked: option to JSON value; what decides which rows come out and nothing else.
         accept_changes: record the new options instead of refusing them.
-
-    Returns:
-        Whether there was such a run before.
 
     Raises:
         ConfigError: something else was asked before; says what differs.
@@ -42,7 +39,6 @@ def begin_or_resume(path: Path, asked: Mapping[str, Any], *, accept_changes: boo
     if before is None or changes:
         document = {"version": _VERSION, "options": dict(asked)}
         write_whole(path, orjson.dumps(document, option=orjson.OPT_INDENT_2))
-    return before is not None
 
 
 def _options(path: Path) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ class Store:
     Attributes:
         done: the rollouts that have their row.
         failed: of those without one, how often each was tried.
-        resumed: whether there was an earlier run.
+        resumed: whether an earlier run left rows or failures.
 
     Raises:
         ConfigError: another process writes to it, it was made by something else or changed by
@@ -62,12 +62,14 @@ class Store:
 
     def _open(self, asked: Mapping[str, Any], accept_changes: bool) -> None:
         output, record = self.output, _beside(self.output, "run.json")
-        if output.exists() and output.stat().st_size and not record.exists():
+        if _size(output) and not record.exists():
             raise ConfigError(
                 f"{output} exists and {record.name}, the record of how it was made, does not; "
                 "nothing was changed. Choose another --output"
             )
-        self.resumed = begin_or_resume(record, asked, accept_changes=accept_changes)
+        begun = any(_size(path) for path in (output, failures_path(output)))
+        begin_or_resume(record, asked, accept_changes=accept_changes or not begun)
+        self.resumed = begun
         self._data = AppendFile(output)
         self._index = AppendFile(_beside(output, "index"))
         sync_folder(output.parent)
@@ -177,6 +179,10 @@ class Store:
 def failures_path(output: Path) -> Path:
     """Where the failures of an output go; NeMo Gym looks for them there too."""
     return output.with_name(f"{output.stem}_failures.jsonl")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _beside(output: Path, kind: str) -> Path:
