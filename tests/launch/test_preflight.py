@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from rlbridge.run_config import GymSection
 from rlbridge.errors import ConfigError, GymError
 from rlbridge.launch.preflight import check_gym, check_policy
+from rlbridge.run_config import GymSection
 from rlbridge.testing import make_row
 
 

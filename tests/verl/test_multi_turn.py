@@ -79,7 +79,7 @@ def test_two_environments_with_tools_train_in_one_run_and_state_survives_the_tur
     assert max(step["num_turns/max"] for step in steps) >= 4
 
 
-def test_gyms_own_agent_trains_through_run(
+def test_gyms_own_agent_trains_through_run_and_the_run_stops_when_the_engine_dies(
     training: Callable[..., TrainingRun], counter: Path, tmp_path: Path
 ) -> None:
     rows = rows_of(counter, "counter.jsonl")
@@ -97,19 +97,25 @@ def test_gyms_own_agent_trains_through_run(
             f"agent.servers=[{{url: '{agent}', gateway_port: {port}}}]",
             *TOOLS,
             f"gym.url={resources}",
-            "trainer.steps=3",
+            "trainer.steps=500",
             policy=counter,
         )
-        run.wait_for(lambda: run.steps() >= 1)
+        run.wait_for(lambda: run.steps() >= 3)
         assert run.listening_beyond_loopback() == []
-        assert run.wait() == 0, run.screen
+        engine = run.component("EngineCore")
+        assert engine is not None
+        engine.kill()
+        assert run.wait() == 1
+    assert "RunError" in run.screen
 
     summary = run.summary()
-    assert summary["steps"] == 3
+    assert summary["steps"] >= 3
     assert summary["rollout_probs_diff_max"] < 1e-3
-    outcomes = run.rewards()
+    outcomes = [outcome for outcome in run.rewards() if outcome["step"] <= 3]
     assert len(outcomes) == 3 * 16
     assert {outcome["valid"] for outcome in outcomes} == {True}
+    # Rollouts that the engine left behind have no reward, or one that Gym computed.
+    assert {outcome.get("reward", 0.0) for outcome in run.rewards()} <= {0.0, 1.0}
     assert 1.0 in {outcome["reward"] for outcome in outcomes}
     steps = [step for step in run.native() if "training/global_step" in step]
     assert max(step["gym/turns/mean"] for step in steps) > 1.5
