@@ -46,11 +46,13 @@ BASE, JAIL = "/tmp", "/jail"
 def main() -> None:
     """Read the task, make the sandbox, run the program, tell how it ended."""
     task_fd, status_fd = int(sys.argv[1]), int(sys.argv[2])
+    parent = os.getppid()
     with open(task_fd, encoding="utf-8") as source:
         task = json.load(source)
     os.set_inheritable(status_fd, False)
     try:
         trees = _isolate(task)
+        _live_no_longer_than(parent)  # only now: a change of user forgets it
         first = os.fork()  # process 1 of the new namespace
         if first == 0:
             _live_no_longer_than(os.getppid())

@@ -4,19 +4,25 @@ One line of JSON with keywords in, one with the function's value out. Running ou
 of stack is an answer too. Ends when its input does, or when its parent is gone.
 """
 
+import ctypes
 import importlib
 import json
 import os
 import resource
 import signal
 import sys
+from typing import Final
 
 from rlbridge.evaluators.local import UngradableError
+
+_PR_SET_PDEATHSIG: Final = 1
 
 
 def main() -> None:
     """Load the function, say so, then answer until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    if sys.platform == "linux":  # a busy one doesn't see that its input ended
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     source = os.fdopen(os.dup(0), "rb")
     sink = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

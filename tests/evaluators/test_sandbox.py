@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -155,6 +156,32 @@ def test_what_it_leaves_running_dies_with_it() -> None:
     end, output = run(program)
     assert (end, output) == (End.EXITED, "done\n")
     assert not [pid for pid in psutil.pids() if "p.py" in _command(pid)]
+
+
+def test_a_killed_evaluator_leaves_no_program_and_no_worker_behind() -> None:
+    script = (
+        "import threading, asyncio\n"
+        "from rlbridge.evaluators.sandbox import Limits, Sandboxed\n"
+        "from rlbridge.evaluators.workers import WorkerLimits, Workers\n"
+        "limits = WorkerLimits(cpu_s=500, timeout_s=500)\n"
+        "workers = Workers('multiprocessing.connection:wait', limits)\n"
+        "asking = workers.call(object_list=[], timeout=1000)\n"
+        "threading.Thread(target=lambda: asyncio.run(asking)).start()\n"
+        "source = 'import time; print(1, flush=True); time.sleep(1000)'\n"
+        "with Sandboxed(['orphan.py'], {'orphan.py': source}, Limits()) as running:\n"
+        "    print(running.ask(None), flush=True)\n"
+        "    running.ask(None)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"b'1'\n"
+        time.sleep(1.0)  # for the worker to be there
+        found = psutil.Process(process.pid).children(recursive=True)
+        assert any("orphan.py" in _command(child.pid) for child in found)
+        assert any("rlbridge.evaluators.worker" in _command(child.pid) for child in found)
+        process.kill()
+    _, alive = psutil.wait_procs(found, timeout=10)
+    assert alive == []
 
 
 def test_a_loop_uses_up_its_cpu_time_and_a_handler_does_not_save_it() -> None:
