@@ -1,12 +1,19 @@
 """Gym's own agent through `/run`, with verl's server manager behind our gateway."""
 
+import asyncio
 import socket
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import orjson
 import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 pytest.importorskip("verl", reason="the verl extra is not installed: make setup")
 
@@ -25,26 +32,57 @@ from rlbridge.testing.real_servers import (
 from tests.verl.dialogues import call, counter_row
 from tests.verl.test_agent_loop import TOKENIZER, ScriptedManager, ids, loop_of
 
-pytestmark = [
-    pytest.mark.verl,
-    pytest.mark.nemo_gym,
-    pytest.mark.skipif(bool(why_unavailable()), reason=why_unavailable()),
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore")]
+SAMPLING = {"temperature": 0.7, "top_p": 1.0, "logprobs": True}
 
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[tuple[str, int]]:
     """A real simple_agent's URL, and the port at which its model server asks."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with (
         running_nemo_gym("example_session_state_mgmt") as resources,
         running_vllm_model(f"http://127.0.0.1:{port}/v1", "policy") as (model, _),
         running_simple_agent(resources, model) as agent,
     ):
         yield agent, port
+
+
+class CompactingAgent:
+    """An agent that asks twice about different histories, as one that compacts its context."""
+
+    def __init__(self, policy_port: int) -> None:
+        self._policy = f"http://127.0.0.1:{policy_port}/v1/chat/completions"
+        app = Starlette(routes=[Route("/run", self._run, methods=["POST"])])
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+
+    async def __aenter__(self) -> str:
+        self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        await self._serving
+
+    async def _run(self, request: Request) -> JSONResponse:
+        params = (await request.json())["responses_create_params"]
+        async with httpx.AsyncClient() as client:
+            for text in ("Add 2 then 3.", "So far: 2 added. Add 3."):
+                body = {
+                    "model": "policy",
+                    "messages": [{"role": "user", "content": text}],
+                    "metadata": params["metadata"],
+                }
+                (await client.post(self._policy, json=body)).raise_for_status()
+        return JSONResponse({"reward": 0.5})
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def run_loop(manager: Any, stack: tuple[str, int]) -> NeMoGymRunAgentLoop:
@@ -63,14 +101,15 @@ def fields_of(sample: int) -> dict[str, Any]:
     return {"extra_info": {"gym_row": text}, "uid": "u", "session_id": sample, "index": 3}
 
 
+@pytest.mark.nemo_gym
+@pytest.mark.skipif(bool(why_unavailable()), reason=why_unavailable())
 async def test_calls_of_a_real_agent_become_a_trajectory_of_the_very_tokens_sampled(
     stack: tuple[str, int],
 ) -> None:
-    sampling = {"temperature": 0.7, "top_p": 1.0, "logprobs": True}
     answers = [ids(call(2)), ids(call(3)), ids("Done.")]
     manager = ScriptedManager(answers)
     loop = run_loop(manager, stack)
-    (output,) = await loop.run(sampling, **fields_of(0))
+    (output,) = await loop.run(SAMPLING, **fields_of(0))
 
     assert output.reward_score == 1.0  # the counter's state outlived the agent's calls
     for before, answer, after in zip(manager.prompts, answers, manager.prompts[1:], strict=False):
@@ -87,4 +126,30 @@ async def test_calls_of_a_real_agent_become_a_trajectory_of_the_very_tokens_samp
     # A second rollout in the same process, whose engine dies on the way: no reward is invented.
     loop.server_manager = ScriptedManager([ids(call(2)), RuntimeError("the replica died")])
     with pytest.raises((InvalidRewardError, EngineError)):
-        await loop.run(sampling, **fields_of(1))
+        await loop.run(SAMPLING, **fields_of(1))
+
+
+async def test_an_agent_that_compacts_its_history_gives_several_trajectories() -> None:
+    port = free_port()
+    answers = [ids(call(2)), ids(call(3))]
+    manager = ScriptedManager(answers)
+    async with CompactingAgent(port) as agent:
+        outputs = await run_loop(manager, (agent, port)).run(SAMPLING, **fields_of(0))
+    assert [output.response_ids for output in outputs] == answers
+    assert [output.prompt_ids for output in outputs] == manager.prompts
+    assert {output.reward_score for output in outputs} == {0.5}
+    for output in outputs:
+        assert output.extra_fields["reward_extra_info"]["gym/trajectories"] == 2.0
+
+
+async def test_a_dead_agent_gives_no_reward_and_a_stranger_no_answer() -> None:
+    port = free_port()
+    loop = run_loop(ScriptedManager([]), (f"http://127.0.0.1:{free_port()}", port))
+    with pytest.raises(InvalidRewardError, match="no reward"):
+        await loop.run(SAMPLING, **fields_of(0))
+    body = {"model": "policy", "messages": [{"role": "user", "content": "Add 2."}]}
+    async with httpx.AsyncClient() as client:
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        for metadata in ({}, {"rlbridge_session": "unknown"}):
+            reply = await client.post(url, json={**body, "metadata": metadata})
+            assert reply.status_code in (400, 404)
