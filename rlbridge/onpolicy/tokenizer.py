@@ -3,6 +3,7 @@
 Tokenizers are handed in, never loaded here. `transformers.PreTrainedTokenizerFast` fits as it is.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,6 +59,11 @@ class ChatTokenizer(Tokenizer, Protocol):
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """IDs of `text` and of nothing else: no BOS or EOS of the tokenizer's own."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    # Straight to the Rust core, at a third less; not where somebody left it cutting or padding.
+    if core is not None and core.truncation is None and core.padding is None:
+        ids: list[int] = core.encode(text, add_special_tokens=False).ids
+        return ids
     return tokenizer.encode(text, add_special_tokens=False)
 
 
@@ -85,6 +91,16 @@ def encoding_of(tokenizer: Any) -> Encoding:
     if not isinstance(template, str):
         template = json.dumps(template, sort_keys=True)
     return Encoding(_hash(written), _hash(template) if template else "")
+
+
+@functools.cache
+def _is_plain(kind: type) -> bool:
+    """Whether tokenizers of this class encode as their core does, with nothing before or after."""
+    ways = (getattr(kind, name, None) for name in ("encode", "_encode_plus"))
+    return hasattr(kind, "backend_tokenizer") and all(
+        str(getattr(way, "__module__", "")).startswith("transformers.tokenization_utils")
+        for way in ways
+    )
 
 
 def _hash(text: str) -> str:
