@@ -174,8 +174,8 @@ class HttpEngine:
     ) -> tuple[Generation, ...]:
         if spoken.info.wire == "generate" and not spoken.text_mode:
             reply = await self._with_text(reply, call, spoken)
-        version = self._spoken.info.policy_version if self._spoken is not None else None
-        if version != spoken.info.policy_version:
+        now = self._spoken if self._spoken is not None else spoken
+        if now.info.policy_version != spoken.info.policy_version:
             spoken = spoken.at_version(None)  # changed while it sampled: nobody knows which
         try:
             return generations(reply, call=call, body=body, spoken=spoken, replica=self.url)

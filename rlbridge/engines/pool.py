@@ -174,7 +174,7 @@ class ReplicaPool(Engine):
 
     def _failed(self, member: Member, error: EngineError, tried: set[str]) -> None:
         tried.add(member.url)
-        if error.code == "connection":
+        if error.code == "unreachable":
             member.is_down(error)
         if error.retryable:
             member.look_again()
@@ -251,22 +251,29 @@ class ReplicaPool(Engine):
         """Keep the members those that the source names."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.ready_timeout_s
+        warned = False
         while True:
-            missing = True
-            try:
-                found = await self._source.read()
-                self._trouble = None
-                if found is not None:
-                    self._apply(found)
-                    missing = None in found.entry.urls
-            except (EngineError, ConfigError) as error:
-                self._trouble = error
-            late = loop.time() > deadline
-            if missing and late and self._members:
-                _LOG.warning("replicas without a URL are left out: %s", self._source.name)
-            if not self._source.watched and (late or not missing or self._source.fixed):
+            missing = await self._read_source()
+            over = self._source.fixed or loop.time() > deadline
+            if missing and over and not warned:
+                warned = True
+                _LOG.warning("replicas without a URL are left out (%s)", self._source.name)
+            if not self._source.watched and (over or not missing):
                 return
             await asyncio.sleep(self._config.health_interval_s)
+
+    async def _read_source(self) -> bool:
+        """Take in what the source says; whether URLs are missing."""
+        try:
+            found = await self._source.read()
+        except (EngineError, ConfigError) as error:
+            self._trouble = error
+            return True
+        self._trouble = None
+        if found is None:
+            return True
+        self._apply(found)
+        return None in found.entry.urls
 
     def _apply(self, found: Found) -> None:
         entry = found.entry

@@ -98,12 +98,15 @@ async def _server(http: EngineHttp, config: PolicyConfig) -> _Server:
         cards = []
         if not two_routes and config.wire == "auto":
             two_routes = await _tokenizes(http, config)
+    names = [str(card.get("id")) for card in cards]
     card = next((card for card in cards if card.get("id") == config.model), None)
+    if card is None and config.model is not None and cards:
+        raise ConfigError(f"{http.root} serves {_some(names)}, not the model {config.model!r}")
     if card is None and cards:
-        card = cards[0]
-        if config.model is not None:
-            names = ", ".join(str(known.get("id")) for known in cards)
-            raise ConfigError(f"{http.root} serves {names}, not the model {config.model!r}")
+        own = [known for known in cards if not known.get("parent")]  # the others are adapters
+        if len(own) != 1:
+            raise ConfigError(f"{http.root} serves {_some(names)}: set model to one of them")
+        card = own[0]
     model = config.model or (card or {}).get("id")
     if not model:
         raise ConfigError(
@@ -112,6 +115,10 @@ async def _server(http: EngineHttp, config: PolicyConfig) -> _Server:
         )
     length = (card or {}).get("max_model_len")
     return _Server(http, config, str(model), length, two_routes)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 async def _tokenizes(http: EngineHttp, config: PolicyConfig) -> bool:

@@ -147,9 +147,10 @@ class EngineHttp:
         except (aiohttp.ClientError, ConnectionError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "closed" not in str(error):
                 raise
+            refused = isinstance(error, aiohttp.ClientConnectorError)
             raise EngineError(
                 f"{url}: {self._clean(str(error) or type(error).__name__)}",
-                code="connection",
+                code="unreachable" if refused else "connection",
                 retryable=True,
                 url=url,
             ) from error

@@ -16,6 +16,7 @@ from rlbridge.engines.engine import ChatContext, EngineCall, Generation
 from rlbridge.engines.http_engine import HttpEngine
 from rlbridge.errors import ConfigError, EngineError
 from rlbridge.testing import ByteTokenizer, Exact, Parsers, VllmServer
+from rlbridge.testing.exchange import Exchange, LocalServer
 
 TOKENIZER = ByteTokenizer()
 MESSAGES = [{"role": "user", "content": "What is 1+1?"}]
@@ -448,6 +449,19 @@ async def test_a_model_the_server_has_not_is_refused_with_those_it_has() -> None
     async with engine(VllmServer(), model="other") as connected:
         with pytest.raises(ConfigError, match="serves tiny, not the model 'other'"):
             await connected.info()
+
+
+async def test_a_server_of_several_models_needs_one_named() -> None:
+    class Several(LocalServer):
+        async def answer(self, exchange: Exchange) -> bool:
+            cards = [{"id": name} for name in ("a", "b")]
+            return await exchange.send(200, {"data": cards})
+
+    async with Several() as server:
+        connected = HttpEngine(server.url, PolicyConfig(url=server.url))
+        with pytest.raises(ConfigError, match="serves a, b: set model to one of them"):
+            await connected.info()
+        await connected.aclose()
 
 
 async def test_an_engine_of_text_alone_is_marked_and_gives_no_turn() -> None:

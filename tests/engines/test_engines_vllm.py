@@ -173,6 +173,15 @@ async def test_vllms_refusals_come_with_its_reason(server_url: str) -> None:
         assert (caught.value.status, caught.value.param) == (400, "temperature")
 
 
+async def test_a_refusal_inside_a_stream_is_the_same_error(server_url: str) -> None:
+    for wire in WIRES:
+        async with engine(server_url, wire=wire) as connected:
+            stream = connected.stream(EngineCall(PromptSpan([5, 99_999]), {"max_tokens": 2}))
+            with pytest.raises(EngineError, match="out of vocabulary") as caught:
+                await anext(stream)
+            assert (caught.value.status, caught.value.retryable) == (400, False)
+
+
 async def test_stop_strings_leave_the_tokens_that_were_sampled(server_url: str) -> None:
     prompt = await tokenized(server_url, "What does os.path.join do?")
     async with engine(server_url, wire="completions") as connected:
