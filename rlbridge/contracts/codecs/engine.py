@@ -120,12 +120,13 @@ def _generation(choice: Json, where: str) -> tuple[Any, Any]:
         return message[wire.GENERATION_TOKEN_IDS], message.get(wire.GENERATION_LOG_PROBS)
     reported = choice.get("logprobs") or {}
     entries, values = reported.get("content"), reported.get("token_logprobs")
-    names: Sequence[Any] = reported.get("tokens") or ()
     if entries is not None:
         values = [entry.get("logprob") for entry in entries]
-        names = [entry.get("token_id", entry.get("token")) for entry in entries]
     ids = choice.get(wire.TOKEN_IDS)
     if ids is None:
+        names: Sequence[Any] = reported.get("tokens") or ()
+        if entries is not None:
+            names = [entry.get("token_id", entry.get("token")) for entry in entries]
         if not names:
             raise ContractError(f"{where} has no token IDs; set return_token_ids and logprobs")
         ids = [name if isinstance(name, int) else parse_token_id(name) for name in names]
@@ -137,7 +138,10 @@ def _spans(choice: Json, where: str, vocab_size: int | None) -> tuple[SampledSpa
     tokens = as_token_ids(ids)
     if logprobs is None:
         logprobs = np.full(len(tokens), np.nan, dtype=np.float32)
-    known = as_logprobs([None if value == NO_LOGPROB else value for value in logprobs])
+    known = as_logprobs(logprobs)
+    unknown = known == NO_LOGPROB
+    if unknown.any():
+        known = as_logprobs(np.where(unknown, np.nan, known))
     if len(tokens) != len(known):
         raise ContractError(
             f"{where}: {len(tokens)} token IDs but {len(known)} logprobs; the reply was cut or "
