@@ -59,6 +59,20 @@ class HttpEngine:
         """What the server is; waits for it to come up, until `ready_timeout_s`."""
         return (await self._known()).info
 
+    async def ask(self) -> EngineInfo:
+        """What the server is, without waiting for it to come up.
+
+        Raises:
+            EngineError: nobody answers, or not before the deadline for coming up.
+        """
+        try:
+            async with asyncio.timeout(self._config.ready_timeout_s):
+                return (await self._asked()).info
+        except TimeoutError as error:
+            raise EngineError(
+                f"{self.url}: it answers no probe", code="timeout", retryable=True, url=self.url
+            ) from error
+
     async def generate(self, call: EngineCall) -> tuple[Generation, ...]:
         """The answers to one call."""
         spoken = await self._known()
@@ -126,22 +140,15 @@ class HttpEngine:
         await self._http.aclose()
 
     async def _known(self) -> Spoken:
+        """What the server is, once somebody answers HTTP there; one deadline for both."""
         if self._spoken is not None:
             return self._spoken
-        async with self._asking:
-            if self._spoken is None:
-                self._spoken = await self._found_out()
-            return self._spoken
-
-    async def _found_out(self) -> Spoken:
-        """What the server is, once somebody answers HTTP there; one deadline for both."""
         trouble = EngineError(f"{self.url}: it answers no probe", url=self.url)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.ready_timeout_s):
                 while True:
                     try:
-                        await self._answers(self._config.health_timeout_s)
-                        return await probe(self._http, self._config)
+                        return await self._asked()
                     except EngineError as error:
                         trouble = error
                         if not error.retryable:
@@ -154,6 +161,13 @@ class HttpEngine:
             retryable=True,
             url=self.url,
         ) from trouble
+
+    async def _asked(self) -> Spoken:
+        async with self._asking:
+            if self._spoken is None:
+                await self._answers(self._config.health_timeout_s)
+                self._spoken = await probe(self._http, self._config)
+            return self._spoken
 
     async def _answers(self, timeout_s: float) -> None:
         """Whether somebody answers: servers without /health say 404, and are up."""

@@ -19,8 +19,8 @@ _LOG: Final = logging.getLogger(__name__)
 class Replica(Protocol):
     """An engine that a pool can look after."""
 
-    async def info(self) -> EngineInfo:
-        """As `Engine.info`."""
+    async def ask(self) -> EngineInfo:
+        """What it is, without waiting for it to come up; `EngineError` if it isn't."""
         ...
 
     async def generate(self, call: EngineCall) -> tuple[Generation, ...]:
@@ -214,25 +214,26 @@ class Member:
                 self._idle.set()
 
     async def _watch(self) -> None:
-        wait_s = self._config.health_interval_s
+        backoff_s = self._config.backoff_initial_s
         while True:
+            wait_s = self._config.health_interval_s
             self._poke.clear()
             try:
                 await self._look()
             except (EngineError, ConfigError) as error:
                 self.is_down(error)
-                wait_s = min(wait_s * 2, max(self._config.backoff_max_s, wait_s))
+                wait_s, backoff_s = backoff_s, min(backoff_s * 2, self._config.backoff_max_s)
             except Exception as error:
                 self.is_down(error)  # so that whoever waits for it is told
                 raise
             else:
-                wait_s = self._config.health_interval_s
+                backoff_s = self._config.backoff_initial_s
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._poke.wait(), wait_s)
 
     async def _look(self) -> None:
         if not self._asked:
-            self._owner.accepts(await self._engine.info())
+            self._owner.accepts(await self._engine.ask())
             self._asked = True
         version = (await self._engine.health()).version
         if version is None:  # it doesn't tell: the trainer does, or its replies

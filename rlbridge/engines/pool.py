@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Final
 
 from rlbridge.contracts.rollout import FinishReason
-from rlbridge.engines.config import PolicyConfig
+from rlbridge.engines.config import PolicyConfig, check_url
 from rlbridge.engines.discovery import Found, Source
 from rlbridge.engines.engine import Delta, Engine, EngineCall, EngineInfo, Generation
 from rlbridge.engines.member import Member, PoolStats, Replica
@@ -199,6 +199,7 @@ class ReplicaPool(Engine):
                 while not (able := self._able()):
                     if self._closed:
                         raise EngineError("the pool is closed", code="closed")
+                    self._check_config()
                     await self._news.wait()
                 return self._choose(session, [m for m in able if m.url not in tried] or able)
         raise self._nobody(limit_s)
@@ -226,16 +227,25 @@ class ReplicaPool(Engine):
     def _current(self) -> Version:
         return self._versions.current(m.version for m in self._members.values() if m.up)
 
-    def _nobody(self, waited_s: float) -> Exception:
+    def _check_config(self) -> None:
+        """Don't wait for what waiting can't mend: no replica can be used as the config says.
+
+        Raises:
+            ConfigError: the first one's reason.
+        """
+        errors = [member.error for member in self._members.values()]
+        final = [error for error in errors if isinstance(error, ConfigError)]
+        if final and len(final) == len(errors) and self._info is None and not self._source.watched:
+            raise final[0]
+
+    def _nobody(self, waited_s: float) -> EngineError:
         """Why there is no replica: each one's own reason."""
         reasons = [str(self._trouble)] if self._trouble is not None else []
         current = self._current()
         for member in self._members.values():
-            if isinstance(member.error, ConfigError) and len(self._members) == 1:
-                return member.error
             behind = f"{member.url} serves weights {member.version}, current are {current}"
             reasons.append(str(member.error) if member.error is not None else behind)
-        reasons = reasons or ["no URL was published"]
+        reasons = reasons or [f"no URL was published in {self._source.name}"]
         return EngineError(
             f"no replica is ready after {waited_s:g} s: {'; '.join(reasons)}",
             status=503,
@@ -266,14 +276,13 @@ class ReplicaPool(Engine):
         """Take in what the source says; whether URLs are missing."""
         try:
             found = await self._source.read()
+            if found is not None:
+                self._apply(found)
         except (EngineError, ConfigError) as error:
             self._trouble = error
             return True
         self._trouble = None
-        if found is None:
-            return True
-        self._apply(found)
-        return None in found.entry.urls
+        return found is None or None in found.entry.urls
 
     def _apply(self, found: Found) -> None:
         entry = found.entry
@@ -283,7 +292,10 @@ class ReplicaPool(Engine):
                 "api_key": self._config.api_key or found.api_key,
             }
         )
-        urls = without_nulls(entry.urls)
+        try:
+            urls = [check_url(url) for url in without_nulls(entry.urls)]
+        except ValueError as error:
+            raise ConfigError(f"{self._source.name}: {error}") from error
         for url in [known for known in self._members if known not in urls]:
             self._drop(url)
         for url in urls:

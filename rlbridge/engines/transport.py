@@ -147,12 +147,11 @@ class EngineHttp:
         except (aiohttp.ClientError, ConnectionError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "closed" not in str(error):
                 raise
-            refused = isinstance(error, aiohttp.ClientConnectorError)
+            code, reason = "connection", str(error) or type(error).__name__
+            if isinstance(error, aiohttp.ClientConnectorError):
+                code, reason = "unreachable", f"nobody answers ({error.os_error.strerror})"
             raise EngineError(
-                f"{url}: {self._clean(str(error) or type(error).__name__)}",
-                code="unreachable" if refused else "connection",
-                retryable=True,
-                url=url,
+                f"{url}: {self._clean(reason)}", code=code, retryable=True, url=url
             ) from error
 
     def _refusal(self, status: int, data: bytes, path: str) -> EngineError:

@@ -256,9 +256,10 @@ async def test_urls_that_are_null_are_left_out_and_all_null_is_an_error() -> Non
 
 
 async def test_a_config_that_no_server_can_meet_is_the_users_error() -> None:
-    async with pool(VllmServer(), model="other", ready_timeout_s=0.5) as engine:
-        with pytest.raises(ConfigError, match="not the model 'other'"):
-            await engine.info()
+    async with pool(VllmServer(), VllmServer(), model="other", ready_timeout_s=60) as engine:
+        async with asyncio.timeout(20):  # waiting can't mend it
+            with pytest.raises(ConfigError, match="not the model 'other'"):
+                await engine.info()
 
 
 async def test_a_call_that_takes_too_long_ends() -> None:
