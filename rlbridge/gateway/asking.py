@@ -26,6 +26,7 @@ from rlbridge.gateway.history import Node, Walk, lean
 from rlbridge.gateway.openai_types import (
     check_messages,
     check_new_messages,
+    check_objects,
     check_request,
     check_tools,
 )
@@ -98,6 +99,25 @@ class Ask:
         return headers
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a conversation belongs.
+
+    Attributes:
+        session: whose it is.
+        root: its tools and template options.
+        messages: all of them, without token fields.
+        walk: how far they are known there.
+        given: tokens the client brought.
+    """
+
+    session: Session
+    root: Root
+    messages: list[dict[str, Any]]
+    walk: Walk
+    given: Given | None
+
+
 class Asker:
     """Makes asks of requests.
 
@@ -132,18 +152,15 @@ class Asker:
         check_request("chat", body)
         self.check_model(body)
         _refuse_alternatives(body)
-        messages = lean(check_messages(body.get("messages")))
+        check_messages(body.get("messages"))
         if not self._info.tokens:
-            return await self._text(body, messages, caller)
+            return await self._text(body, caller)
         refuse_prompt_options(body)
-        given = given_tokens(body, body["messages"])
-        tools, options = body.get("tools") or None, body.get("chat_template_kwargs") or None
-        session, root, walk = await self._place(caller, body, messages, given, tools, options)
-        check_new_messages(messages, walk.known)
-        plan = await self._prompter.plan(walk, messages, given=given, tools=tools, options=options)
-        node = walk.node
-        for message in messages[walk.known :]:
-            node = node.find(message) or node.add(message)
+        place = await self._place(body, caller)
+        session, root, messages = place.session, place.root, place.messages
+        tools = root.tools
+        plan = await self._plan(place)
+        node = place.walk.take(messages, root.trail)
         resolved = self._resolved(body, plan.prompt)
         return Ask(
             session,
@@ -193,13 +210,8 @@ class Asker:
         Raises:
             ApiError: what is wrong with them.
         """
-        messages = lean(check_messages(body.get("messages")))
-        given = given_tokens(body, body["messages"])
-        tools, options = body.get("tools") or None, body.get("chat_template_kwargs") or None
-        _, _, walk = await self._place(caller, body, messages, given, tools, options)
-        check_new_messages(messages, walk.known)
-        plan = await self._prompter.plan(walk, messages, given=given, tools=tools, options=options)
-        return plan.prompt
+        check_messages(body.get("messages"))
+        return (await self._plan(await self._place(body, caller))).prompt
 
     async def session(self, caller: Caller, body: Mapping[str, Any]) -> Session:
         """The session a request names, or one of its own.
@@ -227,30 +239,61 @@ class Asker:
                 code="model_not_found",
             )
 
-    async def _place(
-        self,
-        caller: Caller,
-        body: Mapping[str, Any],
-        messages: list[dict[str, Any]],
-        given: Given | None,
-        tools: Any,
-        options: Any,
-    ) -> tuple[Session, Root, Walk]:
-        """The session of a conversation, and how much of it is known there."""
-        named = caller.session or session_named(body)
-        if not named and given is not None and given.sampled_ids:
-            known = self._store.echoed(given.echo())
-            if known is not None:
-                session = await self._store.get(known)
-                root = session.root(tools, options)
-                walk = Walk(root.node, messages)
-                anchor = walk.anchor.call if walk.anchor else None
-                if anchor is not None and given.index == walk.after - 1 and given.are_of(anchor):
-                    return session, root, walk
+    async def _place(self, body: Mapping[str, Any], caller: Caller) -> Place:
+        """Where a conversation belongs, and how much of it is known there."""
+        raw: list[Any] = body["messages"]
+        tools, options = body.get("tools") or None, body.get("chat_template_kwargs") or None
+        if not (caller.session or session_named(body)):
+            given = given_tokens(body, check_objects(raw))
+            messages = lean(raw)
+            if given is not None and given.sampled_ids:
+                found = await self._echoed(given, messages, tools, options)
+                if found is not None:
+                    return found
+            session = self._store.anonymous()
+            root = self._root(session, tools, options)
+            return Place(session, root, messages, Walk(root.node, messages), given)
         session = await self.session(caller, body)
-        known_tools = any(root.tools == tools for root in session.roots)
-        root = session.root(tools if known_tools else check_tools(tools), options)
-        return session, root, Walk(root.node, messages)
+        root = self._root(session, tools, options)
+        trail = root.trail if root.trail.begins(raw) else None
+        first = len(trail.messages) if trail is not None else 0
+        new = check_objects(raw[first:], first)
+        given = given_tokens(body, new, first)
+        messages = raw[:first] + lean(new)
+        return Place(session, root, messages, Walk(root.node, messages, trail), given)
+
+    async def _echoed(
+        self, given: Given, messages: list[dict[str, Any]], tools: Any, options: Any
+    ) -> Place | None:
+        """The session whose tokens a client brought back, if its messages are that session's."""
+        known = self._store.echoed(given.echo())
+        if known is None:
+            return None
+        session = await self._store.get(known)
+        root = self._root(session, tools, options)
+        walk = Walk(root.node, messages)
+        anchor = walk.anchor.call if walk.anchor else None
+        if anchor is None or given.index != walk.after - 1 or not given.are_of(anchor):
+            return None
+        return Place(session, root, messages, walk, given)
+
+    def _root(self, session: Session, tools: Any, options: Any) -> Root:
+        if tools is not None and not any(root.tools == tools for root in session.roots):
+            check_tools(tools)
+        if options is not None and not isinstance(options, dict):
+            name = "chat_template_kwargs"
+            raise ApiError(f"{name} must be an object", param=name)
+        return session.root(tools, options)
+
+    async def _plan(self, place: Place) -> Plan:
+        check_new_messages(place.messages, place.walk.known)
+        return await self._prompter.plan(
+            place.walk,
+            place.messages,
+            given=place.given,
+            tools=place.root.tools,
+            options=place.root.options,
+        )
 
     async def _completion_plan(self, session: Session, prompt: str | Sequence[int]) -> Plan:
         """The prompt of a completion: exact where it goes on from a call of the session."""
@@ -270,10 +313,9 @@ class Asker:
                     return Plan(_extended(call, whole.token_ids[len(known) :]), call, "bridged")
         return Plan(whole)
 
-    async def _text(
-        self, body: Mapping[str, Any], messages: list[dict[str, Any]], caller: Caller
-    ) -> Ask:
+    async def _text(self, body: Mapping[str, Any], caller: Caller) -> Ask:
         """The ask of an engine that takes text alone."""
+        messages = lean(check_objects(body["messages"]))
         check_new_messages(messages, 0)
         tools = check_tools(body.get("tools"))
         session = await self.session(caller, body)

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import orjson
+
 from rlbridge.contracts.rollout import FinishReason, Turn
-from rlbridge.contracts.tokens import Encoding, LogprobsMode, PromptSpan, SampledSpan
+from rlbridge.contracts.tokens import Encoding, IntArray, LogprobsMode, PromptSpan, SampledSpan
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +54,7 @@ class Call:
     prompt_length: int = field(init=False)
     length: int = field(init=False)
     _prompt: PromptSpan | None = field(init=False, default=None)
+    _json: bytes = field(init=False, default=b"")
 
     def __post_init__(self) -> None:
         base = self.base
@@ -89,6 +93,23 @@ class Call:
                 parts.extend(reversed(call.generation))
         return PromptSpan.joined(parts[::-1])
 
+    def prompt_json(self) -> bytes:
+        """The prompt's IDs as JSON numbers with commas, without the brackets.
+
+        Most of them were written for the base's reply, and are kept until they are used here.
+        """
+        base = self.base
+        if base is not None and base._json:
+            prompt = b",".join(filter(None, [base._json, _numbers(self.added.token_ids)]))
+            base._json = b""
+        elif self._json:
+            return _numbers(self.prompt().token_ids)
+        else:
+            prompt = _numbers(self.prompt().token_ids)
+        sampled = [_numbers(span.token_ids) for span in self.generation]
+        self._json = b",".join([prompt, *sampled])
+        return prompt
+
     def turn(self) -> Turn:
         """The call as the engine saw it."""
         return Turn(
@@ -101,3 +122,7 @@ class Call:
             self.encoding,
             self.call_id,
         )
+
+
+def _numbers(ids: IntArray) -> bytes:
+    return orjson.dumps(np.ascontiguousarray(ids), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]

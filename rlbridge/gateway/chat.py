@@ -14,7 +14,7 @@ import orjson
 
 from rlbridge.contracts import wire
 from rlbridge.contracts.codecs.engine import TOKEN_ID_PREFIX
-from rlbridge.contracts.tokens import FloatArray, IntArray
+from rlbridge.contracts.tokens import IntArray
 from rlbridge.gateway.outcome import Answer, Outcome
 from rlbridge.onpolicy.tokenizer import ChatTokenizer, decode
 
@@ -67,12 +67,7 @@ class ChatWriter:
         self._tokenizer = tokenizer
         self._outcome = outcome
         self._wanted = wanted
-        prompt = outcome.prompt
-        self._prompt = (
-            fragment(prompt.token_ids)
-            if prompt is not None and (wanted.fields or wanted.token_ids)
-            else None
-        )
+        self._prompt = prompt_fragment(outcome) if wanted.fields or wanted.token_ids else None
 
     def body(self) -> bytes:
         """The whole reply."""
@@ -167,7 +162,7 @@ class CompletionWriter:
             choice[wire.TOKEN_IDS] = sampled_ids(answer)
             choice[wire.PROMPT_TOKEN_IDS] = prompt.token_ids
         if self._wanted.fields:
-            choice |= token_fields(answer, fragment(prompt.token_ids))
+            choice |= token_fields(answer, prompt_fragment(self._outcome))
         return choice
 
     def _logprobs(self, answer: Answer) -> dict[str, Any] | None:
@@ -207,9 +202,10 @@ def event(data: object) -> bytes:
     return b"data: " + orjson.dumps(data, option=_DUMP) + b"\n\n"
 
 
-def fragment(array: IntArray | FloatArray) -> orjson.Fragment:
-    """An array as JSON, written once and used wherever it is wanted."""
-    return orjson.Fragment(orjson.dumps(np.ascontiguousarray(array), option=_DUMP))
+def prompt_fragment(outcome: Outcome) -> orjson.Fragment | None:
+    """The prompt's IDs as JSON, written once and used wherever they are wanted."""
+    call = outcome.answers[0].call
+    return orjson.Fragment(b"[" + call.prompt_json() + b"]") if call is not None else None
 
 
 def token_fields(answer: Answer, prompt: orjson.Fragment | None) -> dict[str, Any]:

@@ -71,20 +71,31 @@ class Given:
             raise ApiError(f"{name}: {error}", param=name) from error
 
 
-def given_tokens(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> Given | None:
-    """Tokens that a client brought along: on messages, or as NeMo-RL's prefix."""
+def given_tokens(
+    body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], first: int = 0
+) -> Given | None:
+    """Tokens that a client brought along: on messages, or as NeMo-RL's prefix.
+
+    Args:
+        body: the request.
+        messages: its messages from number `first` on; those before bring none.
+        first: see there.
+
+    Raises:
+        ApiError: they are no lists.
+    """
     required = body.get(REQUIRED_PREFIX)
     for index in range(len(messages) - 1, -1, -1):
         message = messages[index]
         if message.get("role") != "assistant":
             continue
         if required:
-            return Given(index, _list(required), (), ())
+            return Given(first + index, _list(required), (), ())
         sampled = message.get(wire.GENERATION_TOKEN_IDS)
         if sampled:
             prompt = _list(message.get(wire.PROMPT_TOKEN_IDS))
             return Given(
-                index, prompt, _list(sampled), _list(message.get(wire.GENERATION_LOG_PROBS))
+                first + index, prompt, _list(sampled), _list(message.get(wire.GENERATION_LOG_PROBS))
             )
     return None
 

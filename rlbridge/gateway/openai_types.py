@@ -80,18 +80,27 @@ def check_request(api: str, body: object) -> Mapping[str, Any]:
     return body
 
 
-def check_messages(messages: object) -> list[dict[str, Any]]:
-    """The messages of a request: a list of objects, none of which was looked into.
+def check_messages(messages: object) -> list[Any]:
+    """The messages of a request: a list, into which nobody has looked.
 
     Raises:
         ApiError: something else, or an empty list.
     """
     if not isinstance(messages, list) or not messages:
         raise ApiError("messages must be a list with at least one message", param="messages")
-    for index, message in enumerate(messages):
+    return messages
+
+
+def check_objects(messages: Sequence[object], first: int = 0) -> list[dict[str, Any]]:
+    """Messages that are JSON objects, the first of them number `first`.
+
+    Raises:
+        ApiError: with the message's place.
+    """
+    for index, message in enumerate(messages, first):
         if not isinstance(message, dict):
             raise ApiError(f"messages[{index}] must be an object", param=f"messages[{index}]")
-    return messages
+    return messages  # type: ignore[return-value]
 
 
 def check_new_messages(messages: Sequence[Mapping[str, Any]], first: int) -> None:

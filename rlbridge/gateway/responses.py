@@ -12,7 +12,7 @@ import orjson
 
 from rlbridge.contracts.codecs.messages import items_from_message, messages_from_items, text_of
 from rlbridge.errors import ContractError
-from rlbridge.gateway.chat import fragment, token_fields, token_logprobs
+from rlbridge.gateway.chat import prompt_fragment, token_fields, token_logprobs
 from rlbridge.gateway.errors import ApiError
 from rlbridge.gateway.openai_types import check_items, check_request
 from rlbridge.gateway.outcome import Answer, Outcome
@@ -159,8 +159,8 @@ class ResponsesWriter:
             for item in items:
                 if item["type"] == "message":
                     item["content"][0]["logprobs"] = logprobs
-        if self._fields and self._outcome.prompt is not None:
-            items[-1].update(token_fields(answer, fragment(self._outcome.prompt.token_ids)))
+        if self._fields:
+            items[-1].update(token_fields(answer, prompt_fragment(self._outcome)))
         return items
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rlbridge.contracts.reward import Reward
 from rlbridge.contracts.rollout import MaskReason, Rollout
 from rlbridge.gateway.calls import Call
-from rlbridge.gateway.history import Node, root_of
+from rlbridge.gateway.history import Node, Trail, root_of
 
 
 @dataclass(slots=True, eq=False)
@@ -23,6 +23,7 @@ class Root:
         options: `chat_template_kwargs`.
         node: where their messages hang.
         recorded: whether a captured call has told of it.
+        trail: of the last request.
     """
 
     index: int
@@ -30,6 +31,10 @@ class Root:
     options: Mapping[str, Any] | None
     node: Node
     recorded: bool = False
+    trail: Trail = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trail = Trail(self.node)
 
 
 @dataclass(slots=True, eq=False)
