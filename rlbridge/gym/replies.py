@@ -22,6 +22,7 @@ from rlbridge.contracts.reward import (
     is_finite_number,
 )
 from rlbridge.contracts.wire import (
+    EXTRACTED_ANSWER,
     FAILURE_CLASS,
     INSTANCE_CONFIG,
     JUDGE_ERROR,
@@ -41,6 +42,7 @@ _RETRIED: Final = frozenset(
         FailureClass.MALFORMED_BODY,
     }
 )
+_CLASSES: Final = frozenset(FailureClass)
 _WRONG_SERVER: Final = frozenset({401, 403, 404, 405, 407})
 
 
@@ -115,7 +117,10 @@ def reward_in(body: Mapping[str, Any], attempts: int, latency_s: float) -> Rewar
     reported = body.get(FAILURE_CLASS)
     if reported is not None:
         words = body.get(JUDGE_ERROR) or "the environment reports a failure"
-        return Failure(FailureClass.REPORTED, _shorten(words), 200, reported=_shorten(reported))
+        name = _shorten(reported)
+        # Our own servers say our own classes, and a bad row stays one over the wire.
+        kind = FailureClass(name) if name in _CLASSES else FailureClass.REPORTED
+        return Failure(kind, _shorten(words), 200, reported=name, final=True)
     value = body.get(REWARD)
     if not is_finite_number(value):
         return _no_reward(value, REWARD in body)
@@ -132,7 +137,15 @@ def reward_in(body: Mapping[str, Any], attempts: int, latency_s: float) -> Rewar
     if not masked and INSTANCE_CONFIG in body:  # where one environment puts it
         inner = body[INSTANCE_CONFIG]
         masked = isinstance(inner, Mapping) and inner.get(MASK_SAMPLE) is True
-    return ValidReward(float(value), components, masked, attempts, latency_s)  # type: ignore[arg-type]
+    answer = body.get(EXTRACTED_ANSWER)
+    return ValidReward(
+        float(value),  # type: ignore[arg-type]
+        components,
+        masked,
+        attempts,
+        latency_s,
+        extracted=answer if isinstance(answer, str) else None,
+    )
 
 
 def read_object(reply: Reply) -> dict[str, Any] | Failure:

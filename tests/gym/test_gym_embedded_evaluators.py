@@ -138,10 +138,12 @@ async def test_a_served_math_gym_passes_the_check_and_stays_answerable(
             process.terminate()
             assert process.wait(20) == 0
     assert not costly.valid
-    assert costly.failure is FailureClass.REPORTED
+    assert costly.failure is FailureClass.BAD_ROW
+    assert costly.reported == "bad_row"
     assert "CPU time" in costly.detail
     assert right.valid
     assert right.value == 1.0
+    assert right.extracted
 
 
 @pytest.mark.parametrize(
