@@ -42,8 +42,9 @@ class FakeModel:
     """Answers to prompts.
 
     Args:
-        answers: text or IDs for every prompt; a list of texts, in turn, the last one for ever;
-            a function of the prompt's IDs; None for words made of the prompt's hash.
+        answers: text or IDs for every prompt; a list of texts, in turn, the last one for ever
+            (requests for one token are probes and take none); a function of the prompt's IDs;
+            None for words made of the prompt's hash.
         logprobs_mode: whether logprobs know the temperature.
         tokenizer: its tokenizer.
 
@@ -72,7 +73,7 @@ class FakeModel:
             params: `max_tokens` (required), `temperature`, `stop`, `stop_token_ids`, `ignore_eos`.
             index: which of `n` answers; they differ where nothing is scripted.
         """
-        wanted = self._wanted(list(prompt), index)
+        wanted = self._wanted(list(prompt), index, probe=params["max_tokens"] == 1)
         eos = self.tokenizer.eos_token_id
         if not params.get("ignore_eos") and eos not in wanted:
             wanted = [*wanted, eos]
@@ -91,13 +92,13 @@ class FakeModel:
             reason,
         )
 
-    def _wanted(self, prompt: list[int], index: int) -> list[int]:
+    def _wanted(self, prompt: list[int], index: int, *, probe: bool) -> list[int]:
         answers = self._answers
         if callable(answers):
             answer: Any = answers(prompt)
         elif isinstance(answers, list | tuple) and answers and isinstance(answers[0], str):
             answer = answers[min(self._given, len(answers) - 1)]
-            self._given += 1
+            self._given += not probe
         else:
             answer = answers
         if answer is None:
