@@ -25,6 +25,9 @@ import aiohttp
 
 from benchmarks.gateway_contenders import QUESTION, make_tokenizer, running_gateway
 from benchmarks.stub_engine import MODEL, Answer, running_stub
+from rlbridge.contracts.codecs.files import rollout_from_json
+
+Call = tuple[list[int], list[int]]  # a prompt's IDs, and those sampled after it
 
 ENGINE_DELAY_S = 0.05
 GIVE_UP_S = 90.0
@@ -35,13 +38,13 @@ class Talk:
     """One client's conversation.
 
     Attributes:
-        told: the sampled IDs of each answer it got, in order.
+        told: the IDs of each answer it got, in order.
         resent: calls sent again, by what had gone wrong.
         wrong: answers that were neither 200 nor a 503.
     """
 
     session: str
-    told: list[tuple[list[int], list[int]]] = field(default_factory=list)
+    told: list[Call] = field(default_factory=list)
     resent: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
@@ -87,10 +90,13 @@ async def _asked(
     return None
 
 
-async def rollout_of(http: aiohttp.ClientSession, url: str, session: str) -> dict[str, Any]:
-    """What the gateway has of a session."""
+async def kept_of(http: aiohttp.ClientSession, url: str, session: str) -> list[Call]:
+    """The prompt and the sampled IDs of every call that the gateway has of a session."""
     async with http.get(f"{url}/s/{session}/rollout") as answer:
-        return dict(await answer.json()) if answer.status == 200 else {}
+        if answer.status != 200:
+            return []
+        rollout = rollout_from_json((await answer.json())["rollout"])
+    return [(turn.prompt.token_ids.tolist(), turn.sampled_ids.tolist()) for turn in rollout.turns]
 
 
 class Stage:
@@ -147,15 +153,31 @@ async def play(stage: Stage, sessions: int, turns: int) -> dict[str, Any]:
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
         started = time.monotonic()
         clients = [asyncio.create_task(converse(http, stage.url, talk, turns)) for talk in talks]
-        for name in ("engine 0", "gateway"):
-            await _until(talks, clients, 0.25 if name == "engine 0" else 0.6, turns)
-            stage.kill(name)
-            await asyncio.sleep(1.0)
-            await asyncio.to_thread(stage.start, name)
+        async with asyncio.TaskGroup() as returns:
+            for name, share in (("engine 0", 0.2), ("gateway", 0.5)):
+                await _until(talks, clients, share, turns)
+                if name == "gateway":
+                    retried = await _failovers(http, stage.url)
+                stage.kill(name)
+                returns.create_task(_back(stage, name))
         await asyncio.gather(*clients)
         wall_s = time.monotonic() - started
-        kept = [await rollout_of(http, stage.url, talk.session) for talk in talks]
-    return compare(talks, kept, turns) | {"wall_s": round(wall_s, 1)}
+        kept = [await kept_of(http, stage.url, talk.session) for talk in talks]
+    return compare(talks, kept, turns) | {
+        "retried_on_another_replica": retried,
+        "wall_s": round(wall_s, 1),
+    }
+
+
+async def _failovers(http: aiohttp.ClientSession, url: str) -> int:
+    """Calls that the gateway itself sent again, so far."""
+    async with http.get(f"{url}/status") as answer:
+        return int((await answer.json())["counts"]["engine_failovers"])
+
+
+async def _back(stage: Stage, name: str) -> None:
+    await asyncio.sleep(1.0)
+    await asyncio.to_thread(stage.start, name)
 
 
 async def _until(
@@ -168,13 +190,12 @@ async def _until(
         await asyncio.sleep(0.02)
 
 
-def compare(talks: list[Talk], kept: list[dict[str, Any]], turns: int) -> dict[str, Any]:
+def compare(talks: list[Talk], kept: list[list[Call]], turns: int) -> dict[str, Any]:
     """What the clients were told against what the gateway kept."""
     lost = doubled = drifted = 0
     resent: Counter[str] = Counter()
-    for talk, rollout in zip(talks, kept, strict=True):
+    for talk, calls in zip(talks, kept, strict=True):
         resent += talk.resent
-        calls = [_ids(call) for call in rollout.get("turns") or ()]
         lost += sum(told not in calls for told in talk.told)
         doubled += len(calls) - len(talk.told)
         drifted += sum(
@@ -193,10 +214,6 @@ def compare(talks: list[Talk], kept: list[dict[str, Any]], turns: int) -> dict[s
         "resent_why": dict(resent),
         "wrong_answers": [words for talk in talks for words in talk.wrong][:5],
     }
-
-
-def _ids(call: dict[str, Any]) -> tuple[list[int], list[int]]:
-    return call["prompt"], call["sampled"]
 
 
 def measure(sessions: int, turns: int) -> dict[str, Any]:
@@ -219,6 +236,7 @@ def report(figures: dict[str, Any]) -> str:
         "given, but not in the capture": figures["lost"],
         "in the capture, but never delivered": figures["kept_but_never_delivered"],
         "prompts that don't go on from the last call's tokens": figures["not_contiguous"],
+        "calls the gateway sent to the other replica": figures["retried_on_another_replica"],
         "calls sent again by clients": f"{figures['resent_by_clients']} {figures['resent_why']}",
         "other errors": figures["wrong_answers"] or "none",
         "seconds": figures["wall_s"],
