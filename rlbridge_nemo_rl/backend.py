@@ -72,7 +72,7 @@ def by_hand(config: RunConfig, yaml: Path, env: Mapping[str, str]) -> str:
         f"sbatch --nodes={trainer.nodes} --gres=gpu:{trainer.gpus_per_node} ray.sub"
     )
     return (
-        f"# (the config above is saved as {yaml})\n"
+        f"# (save the config above as {yaml} first)\n"
         f"cd {shlex.quote(str(root))}\n{prefix}{command}\n# on Slurm:\n{slurm}"
     )
 

@@ -56,6 +56,7 @@ def register(
     if PROCESSOR not in PROCESSOR_REGISTRY:
         register_processor(PROCESSOR, process_row)
     mask_missing_rewards(InvalidShare(max_invalid_share, invalid_window_steps), around_rollout)
+    _put_tolerant_gym()
 
 
 def mask_missing_rewards(
@@ -80,6 +81,15 @@ def mask_missing_rewards(
         setattr(grpo, _GYM_ROLLOUT, _settled(original, around_rollout))
     if hasattr(grpo, _ESTIMATOR):
         setattr(grpo, _ESTIMATOR, _estimating(_plain(getattr(grpo, _ESTIMATOR)), share))
+
+
+def _put_tolerant_gym() -> None:
+    """Let `setup` make our actor for NeMo-RL's own Gym path, in the same Python environment."""
+    grpo = importlib.import_module("nemo_rl.algorithms.grpo")
+    if hasattr(grpo, "NemoGym"):
+        from rlbridge_nemo_rl.gym_agents import TolerantGym
+
+        setattr(grpo, "NemoGym", TolerantGym)  # noqa: B010 # a module's name, unknown to types
 
 
 def _plain(function: Any) -> Any:

@@ -92,13 +92,21 @@ def _scored(batch: Any) -> torch.Tensor:
     rollout was cut before its end (the context or the turns ran out): both are no verdicts.
     """
     scored = ~torch.isnan(batch["total_reward"])
-    lengths = batch["length"].tolist() if "length" in batch else None
-    for row, log in enumerate(batch["message_log"]):
-        tokens = sum(len(message["token_ids"]) for message in log)
-        silent = lengths is not None and tokens <= lengths[row]
-        if silent or log[-1]["role"] == OPEN_ROLE:
+    lengths = batch["length"].tolist() if "length" in batch else [0] * len(scored)
+    for row, (log, length) in enumerate(zip(batch["message_log"], lengths, strict=True)):
+        if log[-1]["role"] == OPEN_ROLE or not _generated(log, length):
             scored[row] = False
     return scored
+
+
+def _generated(log: Any, prompt_length: int) -> bool:
+    """Whether an assistant's message follows the prompt, which may hold such messages too."""
+    at = 0
+    for message in log:
+        if at >= prompt_length and message["role"] == "assistant":
+            return True
+        at += len(message["token_ids"])
+    return False
 
 
 def filled(rewards: torch.Tensor, valid: torch.Tensor, groups: list[bytes]) -> torch.Tensor:

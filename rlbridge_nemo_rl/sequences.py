@@ -1,0 +1,99 @@
+"""Training sequences in the form NeMo-RL takes from Gym: contiguous token fields on output items.
+
+NeMo-RL makes one sequence of a rollout and asserts that each prompt begins with all tokens so
+far; retries, branches, compacted histories and drifted prompts break that and kill the batch.
+Here a rollout's calls become sequences first (`rlbridge.onpolicy.build`), and each of them is
+written so that NeMo-RL reads exactly its tokens, mask and logprobs. Imports no NeMo-RL.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlbridge.contracts import wire
+from rlbridge.contracts.codecs.gym import turns_from_response
+from rlbridge.contracts.rollout import Rollout
+from rlbridge.contracts.sequence import TrainingSequence
+from rlbridge.onpolicy.build import build
+
+UNTRAINED_TOKENS = "rlbridge_untrained_tokens"
+"""Key of a result: sampled tokens of its rollout that its one sequence doesn't train."""
+
+
+def output_items(sequence: TrainingSequence) -> list[dict[str, Any]]:
+    """Output items whose token fields NeMo-RL reads as `sequence`.
+
+    Each run of trained tokens is one item's generation; whatever else was sampled or observed is
+    part of the next item's prompt. What lies behind the last trained token is left out: NeMo-RL
+    has no place for it, and no trained token sees it. A sequence that trains nothing gives none.
+    """
+    token_ids = sequence.token_ids.tolist()
+    items: list[dict[str, Any]] = []
+    for start, stop in _runs(sequence.mask):
+        fields = {
+            wire.PROMPT_TOKEN_IDS: token_ids[:start],
+            wire.GENERATION_TOKEN_IDS: token_ids[start:stop],
+            wire.GENERATION_LOG_PROBS: sequence.logprobs[start:stop].tolist(),
+        }
+        text = {"type": "output_text", "text": "", "annotations": []}
+        message = {"type": "message", "role": "assistant", "status": "completed"}
+        items.append({"id": f"run_{len(items)}", **message, "content": [text], **fields})
+    return items
+
+
+def longest(sequences: Sequence[TrainingSequence]) -> TrainingSequence | None:
+    """The sequence that trains most tokens, the last of several; None if none trains any."""
+    trained = [sequence for sequence in sequences if sequence.trained_tokens]
+    return max(reversed(trained), key=lambda sequence: sequence.trained_tokens, default=None)
+
+
+def contiguous(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """An agent's result with token fields that pass NeMo-RL's assert.
+
+    Args:
+        result: of `/run`: `response.output` with token fields; left unchanged.
+
+    Returns:
+        A result whose token fields are one sequence's; the items that carried the others keep
+        their content without them, and `rlbridge_untrained_tokens` counts what the others would
+        have trained. None if there is nothing to train.
+
+    Raises:
+        ContractError: an item has some of the token fields, or they break their contract.
+    """
+    response = result[wire.RESPONSE]
+    turns = turns_from_response({"output": [_filled(item) for item in response["output"]]})
+    if not turns:
+        return None
+    built = build(Rollout("result", turns))
+    chosen = longest(built.sequences)
+    if chosen is None:
+        return None
+    output = list(response["output"])
+    if not _already(chosen, turns, built.trained_tokens):
+        output = [
+            {key: value for key, value in item.items() if key not in wire.TOKEN_FIELDS}
+            for item in output
+        ] + output_items(chosen)
+    left = built.trained_tokens - chosen.trained_tokens
+    return {**result, wire.RESPONSE: {**response, "output": output}, UNTRAINED_TOKENS: left}
+
+
+def _filled(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An item without the fields of a call that generated nothing: such a call is no turn."""
+    if item.get(wire.GENERATION_TOKEN_IDS) == []:
+        return {key: value for key, value in item.items() if key not in wire.TOKEN_FIELDS}
+    return item
+
+
+def _already(chosen: TrainingSequence, turns: Sequence[Any], trained: int) -> bool:
+    """Whether the calls are one sequence as they are; then nothing is rewritten."""
+    return len(chosen.parts) == len(turns) and chosen.trained_tokens == trained and all(
+        bool(turn.trainable.all()) for turn in turns
+    )  # fmt: skip
+
+
+def _runs(mask: Any) -> Iterator[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)

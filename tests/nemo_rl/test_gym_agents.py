@@ -1,0 +1,122 @@
+"""NeMo-RL's Gym path with our actor: a failure costs one rollout, not the batch."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from rlbridge.contracts import wire
+
+pytestmark = [pytest.mark.nemo_rl, pytest.mark.usefixtures("registered")]
+
+PROMPT = [5, 6, 7]
+
+
+def call(prompt: list[int], sampled: list[int]) -> dict[str, Any]:
+    return {
+        "type": "message",
+        "content": [{"type": "output_text", "text": "x"}],
+        wire.PROMPT_TOKEN_IDS: prompt,
+        wire.GENERATION_TOKEN_IDS: sampled,
+        wire.GENERATION_LOG_PROBS: [-0.5] * len(sampled),
+    }
+
+
+def result(items: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+    params = {"input": [{"role": "user", "content": "hi"}]}
+    return {
+        "responses_create_params": params,
+        "response": {"output": items},
+        "reward": 1.0,
+    } | fields
+
+
+ANSWERS: dict[str, Any] = {
+    "good": result([call(PROMPT, [8, 9]), call([*PROMPT, 8, 9, 10], [11])]),
+    "bad": result([call(PROMPT, [8])], reward=0.0),
+    "drifted": result([call(PROMPT, [8, 9, 9]), call([*PROMPT, 8, 10], [11])]),
+    "masked": result([call(PROMPT, [8])], mask_sample=True),
+    "reported": result([call(PROMPT, [8])], _ng_failure_class="judge_failed"),
+    "no_reward": result([call(PROMPT, [8])], reward=None),
+    "silent": result([{"type": "reasoning", "summary": []}]),
+    "half": result([{"type": "message", wire.PROMPT_TOKEN_IDS: [1]}]),
+    "no_dict": "Internal Server Error",
+}
+
+
+class StandInCollector:
+    """What the actor has of Gym: an iterator over rollouts in order of completion."""
+
+    def run_examples(
+        self, examples: list[dict[str, Any]], head_server_config: Any
+    ) -> Iterator[Any]:
+        async def one(row: dict[str, Any]) -> Any:
+            if row["answer"] == "raises":
+                raise RuntimeError("500 from /run")
+            return row, json.loads(json.dumps(ANSWERS[row["answer"]]))
+
+        return (one(row) for row in reversed(examples))
+
+
+def rollout(tokenizer: Any, answers: list[str]) -> Any:
+    import ray
+    from nemo_rl.algorithms import grpo
+    from nemo_rl.distributed.batched_data_dict import BatchedDataDict
+
+    from rlbridge_nemo_rl.gym_agents import _TolerantGym
+    from tests.nemo_rl.policies import scripted
+
+    @ray.remote
+    class Actor(_TolerantGym):
+        def __init__(self) -> None:
+            self.cfg = {}
+            self.rch, self.head_server_config = StandInCollector(), None
+
+    rows = [
+        {
+            "responses_create_params": {"input": [{"role": "user", "content": "hi"}]},
+            "agent_ref": {"name": "agent"},
+            "answer": answer,
+        }
+        for answer in answers
+    ]
+    batch = BatchedDataDict(extra_env_info=rows, loss_multiplier=torch.ones(len(rows)))
+    generation = {
+        "temperature": 1.0, "top_p": 1.0, "top_k": None, "max_new_tokens": 64,
+        "stop_strings": None, "stop_token_ids": None,
+    }  # fmt: skip
+    return grpo.run_async_nemo_gym_rollout(
+        scripted(tokenizer, lambda *_: "x"), batch, tokenizer, {"nemo_gym": Actor.remote()},
+        generation, max_seq_len=256,
+    )  # fmt: skip
+
+
+def test_a_failure_costs_one_rollout_and_not_the_batch(tokenizer: Any) -> None:
+    failures = ["raises", "masked", "reported", "no_reward", "silent", "half", "no_dict"]
+    out = rollout(tokenizer, ["good", *failures, "bad"])
+    batch = out.final_batch
+    assert batch["reward_valid"].tolist() == [True, *[False] * 7, True]
+    assert batch["loss_multiplier"].tolist() == [1.0, *[0.0] * 7, 1.0]
+    assert batch["total_reward"].tolist() == [1.0, *[0.5] * 7, 0.0]  # fillers behind the mask
+    assert out.input_ids.tolist() == [PROMPT] * 9  # one group
+    assert out.rollout_metrics["gym/invalid"] == 7
+
+
+def test_a_history_that_is_not_contiguous_trains_its_longest_sequence(tokenizer: Any) -> None:
+    batch = rollout(tokenizer, ["drifted", "good"]).final_batch
+    assert batch["reward_valid"].tolist() == [True, True]
+    log = batch["message_log"][0]
+    assert [(m["role"], m["token_ids"].tolist()) for m in log] == [
+        ("user", PROMPT),
+        ("assistant", [8, 9, 9]),
+    ]
+
+
+def test_setup_makes_our_actor() -> None:
+    from nemo_rl.algorithms import grpo
+
+    from rlbridge_nemo_rl.gym_agents import TolerantGym
+
+    assert grpo.NemoGym is TolerantGym

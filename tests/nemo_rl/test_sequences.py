@@ -1,0 +1,179 @@
+"""The golden corpus through NeMo-RL's own postprocessing: equal bit by bit, and no assert."""
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlbridge.contracts import wire
+from rlbridge.contracts.codecs import files
+from rlbridge.contracts.sequence import TrainingSequence
+from rlbridge.onpolicy.build import build
+from rlbridge_nemo_rl.sequences import UNTRAINED_TOKENS, contiguous, longest, output_items
+from tests.nemo_rl.conftest import ROOT
+
+CASES = sorted((ROOT / "tests" / "golden" / "cases").glob("*.json"))
+GOLDEN = pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+
+
+def rollout_of(path: Path) -> Any:
+    return files.rollout_from_json(json.loads(path.read_text())["rollout"])
+
+
+def result_of(items: list[dict[str, Any]], reward: float = 1.0) -> dict[str, Any]:
+    params = {"input": [{"role": "user", "content": "q"}]}
+    return {"responses_create_params": params, "response": {"output": items}, "reward": reward}
+
+
+def as_gym_gave_it(rollout: Any) -> dict[str, Any]:
+    """Every call's fields on an item of its own, in the order of the calls."""
+    return result_of(
+        [
+            {
+                "type": "message",
+                "content": [{"type": "output_text", "text": str(number)}],
+                wire.PROMPT_TOKEN_IDS: turn.prompt.token_ids.tolist(),
+                wire.GENERATION_TOKEN_IDS: turn.sampled_ids.tolist(),
+                wire.GENERATION_LOG_PROBS: turn.logprobs.tolist(),
+            }
+            for number, turn in enumerate(rollout.turns)
+        ]
+    )
+
+
+def postprocess(result: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    from nemo_rl.environments.nemo_gym import NemoGym
+
+    class Actor:
+        cfg: Any = {}  # noqa: RUF012
+
+    method = NemoGym.__ray_metadata__.modified_class._postprocess_nemo_gym_to_nemo_rl_result
+    return method(Actor(), json.loads(json.dumps(result)), tokenizer)
+
+
+def trained(logs: list[Any], tokenizer: Any) -> Any:
+    """What `grpo_train` trains on: the flat batch with masks and logprobs."""
+    from nemo_rl.algorithms.grpo import add_grpo_token_loss_masks_and_generation_logprobs
+    from nemo_rl.data.llm_message_utils import batched_message_log_to_flat_message
+
+    add_grpo_token_loss_masks_and_generation_logprobs(logs)
+    flat, lengths = batched_message_log_to_flat_message(
+        logs, pad_value_dict={"token_ids": tokenizer.pad_token_id}
+    )
+    return flat, lengths
+
+
+def visible(sequence: TrainingSequence) -> slice:
+    """Up to the last trained token."""
+    return slice(0, int(np.flatnonzero(sequence.mask)[-1]) + 1)
+
+
+@pytest.mark.nemo_rl
+@GOLDEN
+def test_nemo_rl_reads_a_golden_sequence_bit_by_bit(path: Path, tokenizer: Any) -> None:
+    for sequence in build(rollout_of(path)).sequences:
+        items = output_items(sequence)
+        assert bool(items) == bool(sequence.trained_tokens)
+        if not items:
+            continue
+        flat, _ = trained([postprocess(result_of(items), tokenizer)["message_log"]], tokenizer)
+        seen = visible(sequence)
+        assert flat["token_ids"][0].tolist() == sequence.token_ids[seen].tolist()
+        assert flat["token_loss_mask"][0].tolist() == sequence.mask[seen].astype(int).tolist()
+        where = sequence.mask[seen]
+        logprobs = flat["generation_logprobs"][0].numpy()
+        assert logprobs.dtype == np.float32
+        assert logprobs[where].tobytes() == sequence.logprobs[seen][where].tobytes()
+
+
+@pytest.mark.nemo_rl
+def test_rollouts_that_made_nemo_rl_assert_pass_once_they_are_contiguous(tokenizer: Any) -> None:
+    asserted = []
+    for path in CASES:
+        rollout = rollout_of(path)
+        given = as_gym_gave_it(rollout)
+        if np.isnan(np.concatenate([turn.logprobs for turn in rollout.turns])).any():
+            continue  # lost logprobs have no JSON number; Gym drops such fields itself
+        try:
+            postprocess(given, tokenizer)
+        except AssertionError as error:
+            assert "Non-contiguous messages" in str(error)  # noqa: PT017
+            asserted.append(path.stem)
+        mended = contiguous(given)
+        assert mended is not None
+        log = postprocess(mended, tokenizer)["message_log"]
+        # Gym's items don't say which calls a client made twice.
+        turns = tuple(replace(turn, call_id="") for turn in rollout.turns)
+        built = build(replace(rollout, turns=turns))
+        count = sum(len(m["token_ids"]) for m in log if m["role"] == "assistant")
+        if rollout.masked is None:
+            assert count == longest(built.sequences).trained_tokens
+            assert mended[UNTRAINED_TOKENS] == built.trained_tokens - count
+    assert {"branches", "compaction", "retried", "sub_agent", "drift_merge"} <= set(asserted)
+
+
+def test_a_contiguous_result_is_left_as_it_is() -> None:
+    path = next(path for path in CASES if path.stem == "clean_byte_bpe_chatml")
+    given = as_gym_gave_it(rollout_of(path))
+    mended = contiguous(given)
+    assert mended is not None
+    assert mended[wire.RESPONSE] == given[wire.RESPONSE]
+    assert mended[UNTRAINED_TOKENS] == 0
+
+
+def test_a_call_that_generated_nothing_is_no_turn() -> None:
+    empty = {
+        wire.PROMPT_TOKEN_IDS: [1],
+        wire.GENERATION_TOKEN_IDS: [],
+        wire.GENERATION_LOG_PROBS: [],
+    }
+    assert contiguous(result_of([{"type": "message", **empty}])) is None
+
+
+@pytest.mark.nemo_rl
+def test_both_adapters_train_the_same_tokens_masks_logprobs_and_advantages(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    python = ROOT / ".venv" / "bin" / "python"
+    if subprocess.run([python, "-c", "import verl"], check=False, capture_output=True).returncode:
+        pytest.skip("no .venv with verl beside this one: make setup")
+    import torch
+    from nemo_rl.algorithms.advantage_estimator import GRPOAdvantageEstimator
+
+    paths = [path for path in CASES if longest(build(rollout_of(path)).sequences)]
+    rewards = [float(number % 3) for number in range(len(paths))]
+    groups = [number // 4 for number in range(len(paths))]
+    script = Path(__file__).with_name("verl_side.py")
+    answer = tmp_path / "verl.json"
+    given = json.dumps([[str(path) for path in paths], rewards, groups, str(answer)])
+    subprocess.run([python, script], input=given, text=True, check=True, cwd=ROOT, timeout=300)
+    theirs = json.loads(answer.read_text())
+
+    sequences = [longest(build(rollout_of(path)).sequences) for path in paths]
+    logs = [
+        postprocess(result_of(output_items(sequence)), tokenizer)["message_log"]
+        for sequence in sequences
+    ]
+    flat, lengths = trained(logs, tokenizer)
+    estimator = GRPOAdvantageEstimator(
+        {"use_leave_one_out_baseline": False, "normalize_rewards": True}, None
+    )
+    advantages = estimator.compute_advantage(
+        torch.tensor(groups)[:, None], torch.tensor(rewards), flat["token_loss_mask"]
+    )
+    for number, other in enumerate(theirs):
+        n = int(lengths[number])
+        mask = flat["token_loss_mask"][number][:n].bool()
+        assert other["token_ids"][:n] == flat["token_ids"][number][:n].tolist()
+        assert other["mask"][:n] == mask.int().tolist()
+        assert not any(other["mask"][n:])
+        ours = flat["generation_logprobs"][number][:n][mask]
+        assert ours.tolist() == [
+            x for x, on in zip(other["logprobs"], other["mask"], strict=True) if on
+        ]
+        expected = torch.tensor(other["advantages"])[:n][mask]
+        assert torch.allclose(advantages[number][:n][mask], expected, atol=1e-5)

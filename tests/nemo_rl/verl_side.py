@@ -1,0 +1,48 @@
+"""Golden rollouts through our verl adapter and verl's own GRPO advantages; run where verl is.
+
+Reads `[paths, rewards, groups, answer]` from stdin and writes a list to `answer`, for each
+rollout whole sequences of `token_ids`, `mask`, `logprobs` and `advantages`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics
+from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
+
+from rlbridge.contracts.codecs import files
+from rlbridge.onpolicy.build import build
+from rlbridge_verl.trajectory import longest, outputs_of
+
+paths, rewards, groups, answer = json.load(sys.stdin)
+outputs = []
+for path in paths:
+    built = build(files.rollout_from_json(json.loads(Path(path).read_text())["rollout"]))
+    made = outputs_of(
+        built.sequences, response_length=4096, num_turns=2, metrics=AgentLoopMetrics()
+    )
+    outputs.append(longest(made))
+width = max(len(output.response_ids) for output in outputs)
+mask = torch.zeros(len(outputs), width)
+scores = torch.zeros(len(outputs), width)
+for row, (output, reward) in enumerate(zip(outputs, rewards, strict=True)):
+    mask[row, : len(output.response_mask)] = torch.tensor(output.response_mask, dtype=torch.float)
+    scores[row, len(output.response_ids) - 1] = reward
+advantages, _ = compute_grpo_outcome_advantage(
+    scores, mask, np.array(groups), norm_adv_by_std_in_grpo=True
+)
+found = []
+for output, row in zip(outputs, advantages.tolist(), strict=True):
+    before = len(output.prompt_ids)
+    found.append(
+        {
+            "token_ids": [*output.prompt_ids, *output.response_ids],
+            "mask": [0] * before + output.response_mask,
+            "logprobs": [0.0] * before + output.response_logprobs,
+            "advantages": [0.0] * before + row[: len(output.response_ids)],
+        }
+    )
+Path(answer).write_text(json.dumps(found))
