@@ -63,6 +63,11 @@ def _refuse(config: RunConfig) -> None:
             f"verl.trainer.v1.trainer_mode={mode}: rlbridge launches verl's sync trainer only; "
             "for an async one keep your launcher and name NeMoGymReward in its config"
         )
+    if flatten(config.verl).get("algorithm.filter_groups.enable"):
+        raise ConfigError(
+            "verl.algorithm.filter_groups.enable: verl leaves group filtering to its own sampler, "
+            "and rlbridge's takes its place; remove it"
+        )
     if config.rollout.prompts_per_step % config.algorithm.updates_per_step:
         raise ConfigError(
             f"algorithm.updates_per_step: {config.algorithm.updates_per_step} updates can't split "

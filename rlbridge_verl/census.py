@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+import torch
 import transfer_queue as tq
 
 from rlbridge_verl.scoring import ENGINE_FAILED, MASKED
@@ -90,20 +91,17 @@ def figures(batch: Any) -> dict[str, float]:
         batch: verl's `KVBatchMeta`; of several trajectories of a rollout the last one counts.
     """
     last = _last_of_each_session(batch.keys)
-    data = tq.kv_batch_get(
-        keys=last,
-        partition_id=batch.partition_id,
-        select_fields=["extra_fields", "data_source", "rm_scores"],
-    )
+    columns = ("extra_fields", "data_source", "rm_scores")
+    data = tq.kv_batch_get(keys=last, partition_id=batch.partition_id, select_fields=list(columns))
+    extras, sources, scores = (_listed(data.get(name, None)) for name in columns)
     values: dict[str, list[float]] = defaultdict(list)
-    environments: dict[str, list[float]] = defaultdict(list)
-    scores = [float(row.sum()) for row in data["rm_scores"].unbind()]
-    extras, sources = (_listed(data.get(name)) for name in ("extra_fields", "data_source"))
-    for extra, source, score in zip(extras, sources, scores, strict=True):
-        environments[str(source)].append(score)
+    for extra in extras:
         for name, value in (extra.get("reward_extra_info") or {}).items():
             if isinstance(value, int | float):
                 values[name].append(float(value))
+    environments: dict[str, list[float]] = defaultdict(list)
+    for source, score in zip(sources, scores, strict=False):
+        environments[str(source)].append(float(score.sum()))
     found = {f"{name}/mean": fmean(numbers) for name, numbers in values.items()}
     if "gym/latency_s" in values:
         found["gym/latency_s/max"] = max(values["gym/latency_s"])
@@ -146,5 +144,9 @@ def _last_of_each_session(keys: list[str]) -> list[str]:
 
 
 def _listed(column: Any) -> list[Any]:
-    """A column of plain values, however the queue packed it."""
+    """A column's values, however the queue packed it; none where the batch lacks it."""
+    if column is None:
+        return []
+    if isinstance(column, torch.Tensor):
+        return list(column.unbind())
     return list(column.tolist()) if hasattr(column, "tolist") else list(column)

@@ -79,14 +79,16 @@ class Scorer:
     def __init__(self, section: GymSection) -> None:
         self._section = section
         self._clients: dict[str, GymClient] = {}
+        self._by_url: dict[str, GymClient] = {}
         self._ledger = RewardLedger(section.ledger) if section.ledger else None
 
     def client(self, environment: str) -> GymClient:
         """The client for rows of this environment; equal URLs share one."""
-        config = self._section.client_config(environment)
-        if config.url not in self._clients:
-            self._clients[config.url] = GymClient(config)
-        return self._clients[config.url]
+        if environment not in self._clients:
+            config = self._section.client_config(environment)
+            shared = self._by_url.setdefault(config.url, GymClient(config))
+            self._clients[environment] = shared
+        return self._clients[environment]
 
     async def settle(self, reward: Reward, origin: Origin) -> dict[str, Any]:
         """Record an outcome and give verl its score.

@@ -105,6 +105,7 @@ def test_tools_environments_and_a_cluster_reach_verls_keys(tmp_path: Path) -> No
     ("override", "words"),
     [
         ("ray.address=auto", "a Ray of its own"),
+        ("verl.algorithm.filter_groups.enable=true", "takes its place"),
         ("agent.loop=run", "0 agents for agent.workers=1"),
         ("nemo_rl.a=1", "mean nothing to verl"),
         ("algorithm.updates_per_step=3", "can't split"),
