@@ -14,6 +14,7 @@ from rlbridge.engines.versions import Version
 from rlbridge.errors import ConfigError, EngineError
 
 _LOG: Final = logging.getLogger(__name__)
+_LATE_LOOKS: Final = 3
 
 
 class Replica(Protocol):
@@ -132,7 +133,7 @@ class Member:
         self.error: Exception | None = None
         self.outstanding = 0
         self.requests = 0
-        self._failures = self._resets = 0
+        self._failures = self._resets = self._late = 0
         self._engine = engine
         self._config = config
         self._owner = owner
@@ -187,6 +188,7 @@ class Member:
         if self.up:
             _LOG.warning("replica %s is down: %s", self.url, error)
         self.up, self.error, self._asked = False, error, False
+        self.version = self._replied = None
         self._engine.forget()
         self._owner.changed()
 
@@ -221,15 +223,23 @@ class Member:
             try:
                 await self._look()
             except (EngineError, ConfigError) as error:
-                self.is_down(error)
-                wait_s, backoff_s = backoff_s, min(backoff_s * 2, self._config.backoff_max_s)
+                if not self._is_busy(error):
+                    self.is_down(error)
+                    wait_s, backoff_s = backoff_s, min(backoff_s * 2, self._config.backoff_max_s)
             except Exception as error:
                 self.is_down(error)  # so that whoever waits for it is told
                 raise
             else:
-                backoff_s = self._config.backoff_initial_s
+                self._late, backoff_s = 0, self._config.backoff_initial_s
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._poke.wait(), wait_s)
+
+    def _is_busy(self, error: Exception) -> bool:
+        """Whether it may just be slow: a server under load answers /health late, and isn't down."""
+        if not (self.up and isinstance(error, EngineError) and error.code == "timeout"):
+            return False
+        self._late += 1
+        return self._late < _LATE_LOOKS
 
     async def _look(self) -> None:
         if not self._asked:

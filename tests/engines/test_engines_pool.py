@@ -229,6 +229,20 @@ async def test_the_trainers_word_decides_where_it_is_published(tmp_path: Path) -
         assert answer.replica == servers[1].url
 
 
+async def test_a_restarted_replica_is_labelled_with_the_published_weights(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    server = VllmServer(dev=False)
+    async with pool(server, file=path) as engine:
+        publish(path, RegistryEntry(urls=(server.url,), policy_version=5))
+        await engine.info()
+        await server.stop()
+        await until(lambda: not engine.stats.replicas[0].up)
+        await server.start()
+        (answer,) = await engine.generate(CALL)
+        assert answer.policy_version == 5
+        assert server.generations[-1]["cache_salt"] == "@5"
+
+
 @pytest.mark.parametrize("other", [VllmServer(model="other"), VllmServer(kind="text")])
 async def test_replicas_that_serve_something_else_are_left_out(other: VllmServer) -> None:
     server = VllmServer(model="tiny")
