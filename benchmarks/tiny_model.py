@@ -6,6 +6,7 @@ comes from: tags, JSON, half characters, odd spaces. It knows nothing.
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,25 +60,47 @@ def conversation(rng: random.Random) -> list[dict[str, Any]]:
     return messages
 
 
-def make(path: Path, *, steps: int = 300, seed: int = 0) -> Path:
-    """Train the tokenizer and the model into `path`, unless they are there already."""
+def make(
+    path: Path,
+    *,
+    steps: int = 300,
+    seed: int = 0,
+    lessons: Sequence[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = (),
+) -> Path:
+    """Train the tokenizer and the model into `path`, unless they are there already.
+
+    Args:
+        path: folder to write to.
+        steps: of training.
+        seed: of all that is drawn.
+        lessons: conversations and their tools that it learns by heart besides, if the steps
+            suffice: sampled greedily it goes on as they do.
+    """
     if (path / "tokenizer_config.json").exists():
         return path
     rng = random.Random(seed)
     talks = [conversation(rng) for _ in range(800)]
-    tokenizer = _tokenizer(talks)
+    # Its tools' schemas are most of a lesson: as text to be tokenized they get long tokens.
+    schemas = [json.dumps(tool) for _, tools in lessons for tool in tools] * 20
+    tokenizer = _tokenizer(talks, schemas)
     text = [
         tokenizer.apply_chat_template(
             talk, tools=TOOLS, tokenize=False, add_generation_prompt=False
         )
         for talk in talks
     ]
-    _train(tokenizer, text, path, steps, seed)
+    learnt = [
+        tokenizer.apply_chat_template(
+            talk, tools=tools or None, tokenize=False, add_generation_prompt=False
+        )
+        for talk, tools in lessons
+    ]
+    _train(tokenizer, text, learnt, path, steps, seed)
     tokenizer.save_pretrained(path)
     return path
 
 
-def _tokenizer(talks: list[list[dict[str, Any]]]) -> Any:
+def _tokenizer(talks: list[list[dict[str, Any]]], more: list[str]) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -86,7 +109,7 @@ def _tokenizer(talks: list[list[dict[str, Any]]]) -> Any:
     core.decoder = decoders.ByteLevel()
     lines = [str(message.get("content")) for talk in talks for message in talk]
     lines += [json.dumps(m["tool_calls"][0]["function"]) for t in talks for m in t
-              if m.get("tool_calls")]  # fmt: skip
+              if m.get("tool_calls")] + more  # fmt: skip
     trainer = trainers.BpeTrainer(
         vocab_size=1500,
         special_tokens=list(THINK.specials[:3]),
@@ -108,7 +131,9 @@ def _tokenizer(talks: list[list[dict[str, Any]]]) -> Any:
     return fast
 
 
-def _train(tokenizer: Any, text: list[str], path: Path, steps: int, seed: int) -> None:
+def _train(
+    tokenizer: Any, text: list[str], lessons: list[str], path: Path, steps: int, seed: int
+) -> None:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -132,13 +157,25 @@ def _train(tokenizer: Any, text: list[str], path: Path, steps: int, seed: int) -
     model = Qwen2ForCausalLM(config).float()
     ids = [i for line in text for i in tokenizer.encode(line, add_special_tokens=False)]
     stream = torch.tensor(ids)
+    learnt = []
+    for lesson in lessons:
+        asked = lesson.index("assistant\n")  # what comes before is not asked of it
+        start = len(tokenizer.encode(lesson[:asked], add_special_tokens=False))
+        learnt_ids = torch.tensor([tokenizer.encode(lesson, add_special_tokens=False)])
+        labels = learnt_ids.clone()
+        labels[:, :start] = -100
+        learnt.append((learnt_ids, labels))
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     length, batch = 160, 12
-    for _ in range(steps):
+    for step in range(steps):
+        if learnt:  # what is known by heart wants small steps at the end
+            optimizer.param_groups[0]["lr"] = 4e-3 * min(1.0, 2 * (1 - step / steps))
         starts = torch.randint(0, len(stream) - length - 1, (batch,))
         block = torch.stack([stream[s : s + length] for s in starts.tolist()])
         loss = model(input_ids=block, labels=block).loss
         optimizer.zero_grad()
         loss.backward()
+        for lesson, labels in learnt:
+            model(input_ids=lesson, labels=labels).loss.backward()
         optimizer.step()
     model.save_pretrained(path)

@@ -151,11 +151,12 @@ def test_sigterm_while_waiting_for_the_engine_ends_at_once(tmp_path: Path) -> No
 
 
 def test_sigterm_lets_calls_in_flight_end_and_keeps_them(start: Start, tmp_path: Path) -> None:
-    gateway = start(delay_s=1.0, captures=tmp_path)
+    gateway = start(delay_s=0.8, captures=tmp_path)
     answers: list[httpx.Response] = []
     caller = threading.Thread(target=lambda: answers.append(chat(f"{gateway.url}/s/late")))
     caller.start()
-    time.sleep(0.5)
+    while not httpx.get(f"{gateway.url}/status").json()["counts"]["in_flight"]:
+        time.sleep(0.02)
     os.kill(gateway.pid, signal.SIGTERM)
     caller.join(20)
     assert [answer.status_code for answer in answers] == [200]
