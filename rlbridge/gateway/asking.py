@@ -7,22 +7,22 @@ session's too; else one of its own. Refuses what the openai package's types refu
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import orjson
 
 from rlbridge.contracts.tokens import PromptSpan, Provenance, as_token_ids
-from rlbridge.engines.engine import ChatContext, EngineCall, EngineInfo
+from rlbridge.engines.engine import EngineInfo
 from rlbridge.errors import ContractError
+from rlbridge.gateway.ask import Ask, engine_call, request_key
 from rlbridge.gateway.calls import Call
 from rlbridge.gateway.config import GatewayConfig
 from rlbridge.gateway.errors import ApiError
 from rlbridge.gateway.exchange import Caller
 from rlbridge.gateway.given import Given, given_tokens
-from rlbridge.gateway.history import Node, Walk, lean
+from rlbridge.gateway.history import Walk, lean
 from rlbridge.gateway.openai_types import (
     check_messages,
     check_new_messages,
@@ -36,67 +36,7 @@ from rlbridge.gateway.sessions import Root, Session
 from rlbridge.gateway.store import SessionStore
 
 SESSION_FIELD = "rlbridge_session"
-# What is sent to the engine in other words, or is the gateway's own.
-_OWN = frozenset(
-    {
-        "messages", "prompt", "model", "tools", "tool_choice", "stream", "stream_options", "n",
-        "logprobs", "top_logprobs", "metadata", "store", "user", "return_token_ids",
-        "return_tokens_as_token_ids", "required_prefix_token_ids", "temperature", "top_p",
-        "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
-        "logit_bias", "max_tokens", "max_completion_tokens", "max_output_tokens", "stop",
-        "stop_token_ids", "ignore_eos", "seed",
-    }
-)  # fmt: skip
 _LOOKED_AT = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A request, ready for the engine.
-
-    Attributes:
-        session: whose it is.
-        root: its tools and template options.
-        node: the end of its history; the root's node for plain completions.
-        plan: its prompt; None for engines of text.
-        resolved: its sampling parameters.
-        call: for the engine.
-        key: equal for requests that are the same call.
-        tools: what the answer may call; None if nothing.
-        text: the prompt of a plain completion, as text.
-        plain: a completion: no message to parse.
-        seed: names the answer among all the gateway gives.
-    """
-
-    session: Session
-    root: Root
-    node: Node
-    plan: Plan | None
-    resolved: Resolved
-    call: EngineCall
-    key: str
-    tools: Sequence[Mapping[str, Any]] | None = None
-    text: str = ""
-    plain: bool = False
-    seed: str = field(default_factory=lambda: uuid4().hex[:16])
-
-    @property
-    def name(self) -> str:
-        """Names the answer in replies."""
-        return f"{self.session.name}_{self.seed}"
-
-    def headers(self) -> dict[str, str]:
-        """What to tell a client that looks at headers."""
-        headers = {"x-rlbridge-session": self.session.name}
-        if self.plan is None:
-            headers["x-rlbridge-prompt"] = "text"
-        else:
-            reason = f"; reason={self.plan.reason}" if self.plan.reason else ""
-            headers["x-rlbridge-prompt"] = self.plan.how + reason
-        if self.resolved.notes:
-            notes = "; ".join(self.resolved.notes)
-            headers["x-rlbridge-notes"] = notes.encode("ascii", "replace").decode()
-        return headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,10 +196,10 @@ class Asker:
         session = await self.session(caller, body)
         root = self._root(session, tools, options)
         trail = root.trail if root.trail.begins(raw) else None
-        first = len(trail.messages) if trail is not None else 0
-        new = check_objects(raw[first:], first)
-        given = given_tokens(body, new, first)
-        messages = raw[:first] + lean(new)
+        known = trail.messages if trail is not None else []
+        new = check_objects(raw[len(known) :], len(known))
+        given = given_tokens(body, new, len(known))
+        messages = known + lean(new)  # the known ones as they are held already, not a second copy
         return Place(session, root, messages, Walk(root.node, messages, trail), given)
 
     async def _echoed(
@@ -347,47 +287,6 @@ def session_named(body: Mapping[str, Any]) -> str:
     metadata = body.get("metadata")
     name = metadata.get(SESSION_FIELD) if isinstance(metadata, Mapping) else None
     return name if isinstance(name, str) else ""
-
-
-def engine_call(
-    ask_session: Session,
-    plan: Plan | None,
-    resolved: Resolved,
-    body: Mapping[str, Any],
-    *,
-    messages: Sequence[Mapping[str, Any]] | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-) -> EngineCall:
-    """The call for the engine; without messages it is a plain completion.
-
-    Raises:
-        ApiError: `n` is no number of answers.
-    """
-    n = 1 if body.get("n") is None else body["n"]
-    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= 128:
-        raise ApiError(f"n must be an integer from 1 to 128, got {n!r}", param="n")
-    extra = {key: value for key, value in body.items() if key not in _OWN and value is not None}
-    return EngineCall(
-        plan.prompt if plan is not None else None,
-        resolved.params,
-        n,
-        ask_session.name,
-        ChatContext(messages if messages is not None else (), tools, body.get("tool_choice"), extra)
-        if messages is not None or extra
-        else None,
-    )
-
-
-def request_key(node: Node, body: Mapping[str, Any], idempotency_key: str) -> str:
-    """Names a call: the client's own key, or its history and parameters."""
-    if idempotency_key:
-        return f"key:{idempotency_key}"
-    rest = {
-        key: value
-        for key, value in body.items()
-        if key not in {"messages", "prompt", "tools", "stream", "stream_options"}
-    }
-    return f"{node.digest.hex()}-{zlib.crc32(orjson.dumps(rest)):08x}"
 
 
 def _prompt(ids: Sequence[int]) -> PromptSpan:

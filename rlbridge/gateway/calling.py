@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 from rlbridge.contracts.rollout import FinishReason
@@ -46,7 +46,7 @@ class EngineCaller:
             await self._aborted(attempt)
         raise self._gave_up()
 
-    async def stream(self, call: EngineCall) -> AsyncIterator[Delta]:
+    async def stream(self, call: EngineCall) -> AsyncGenerator[Delta, None]:
         """The one answer to a call in pieces; aborted before its first piece, it is asked again.
 
         Raises:
@@ -54,8 +54,9 @@ class EngineCaller:
         """
         for attempt in range(self._config.abort_attempts):
             handed_on = False
+            deltas = self._engine.stream(call)
             try:
-                async for delta in self._engine.stream(call):
+                async for delta in deltas:
                     done = delta.done
                     if done is not None and done.finish is FinishReason.ABORT:
                         break
@@ -68,6 +69,9 @@ class EngineCaller:
             except EngineError as error:
                 self._counts["engine_errors"] += 1
                 raise from_engine(error) from error
+            finally:
+                if isinstance(deltas, AsyncGenerator):  # ends an aborted or abandoned call upstream
+                    await deltas.aclose()
             if handed_on:
                 self._counts["aborted"] += 1
                 break

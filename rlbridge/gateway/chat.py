@@ -155,12 +155,11 @@ class CompletionWriter:
             "finish_reason": answer.finish_reason,
             "stop_reason": answer.stop_reason,
         }
-        prompt, call = self._outcome.prompt, answer.call
-        if call is None or prompt is None:
+        if answer.call is None:
             return choice
         if self._wanted.token_ids:
             choice[wire.TOKEN_IDS] = sampled_ids(answer)
-            choice[wire.PROMPT_TOKEN_IDS] = prompt.token_ids
+            choice[wire.PROMPT_TOKEN_IDS] = answer.call.prompt().token_ids
         if self._wanted.fields:
             choice |= token_fields(answer, prompt_fragment(self._outcome))
         return choice

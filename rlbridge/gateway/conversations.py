@@ -6,12 +6,13 @@ isn't the client's marks the history it happened in, until the same call is answ
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from rlbridge.contracts.tokens import Encoding, PromptSpan
 from rlbridge.engines.engine import Generation
-from rlbridge.gateway.asking import Ask
+from rlbridge.gateway.ask import Ask
 from rlbridge.gateway.calling import EngineCaller
 from rlbridge.gateway.calls import Call
 from rlbridge.gateway.capture import CaptureLog
@@ -70,7 +71,9 @@ class Conversations:
         again = bool(caller.retry or caller.idempotency_key)
         return await self.replays.answer(ask.session, ask.key, again, lambda: self._ask(ask))
 
-    async def stream(self, ask: Ask, caller: Caller) -> AsyncIterator[Mapping[str, Any] | Outcome]:
+    async def stream(
+        self, ask: Ask, caller: Caller
+    ) -> AsyncGenerator[Mapping[str, Any] | Outcome, None]:
         """Deltas in Chat form (`{"text": ...}` for completions), then the outcome.
 
         A request for several answers, or one whose answer is there already, has no deltas.
@@ -84,32 +87,42 @@ class Conversations:
             return
         self._begin(ask)
         try:
-            parser = None if ask.plain else self._reader.stream(
-                ask.plan.prompt if ask.plan else None, ask.tools)  # fmt: skip
-            calls = 0
-            async for delta in self._caller.stream(ask.call):
-                if delta.message:
-                    yield delta.message
-                elif delta.text and ask.plain:
-                    yield {"text": delta.text}
-                elif delta.text and parser is not None:
-                    parsed = parser.feed(delta.text)
-                    if parsed:
-                        yield chat_delta(parsed, ask.seed, calls)
-                        calls += len(parsed.tool_calls)
-                if delta.done is not None:
-                    if parser is not None and delta.done.message is None:
-                        parsed = parser.finish()
-                        if parsed:
-                            yield chat_delta(parsed, ask.seed, calls)
-                    outcome = await self._take(ask, [delta.done])
+            async with aclosing(self._deltas(ask)) as deltas:
+                async for delta in deltas:
+                    if not isinstance(delta, Generation):
+                        yield delta
+                        continue
+                    outcome = await self._take(ask, [delta])
                     self.replays.keep(ask.session, ask.key, outcome)
-                    yield outcome
+                    try:
+                        yield outcome
+                    except GeneratorExit:  # its last chunks were never sent
+                        self.replays.lose(ask.session, ask.key)
+                        raise
         except ApiError as error:
             self._failed(ask, error)
             raise
         finally:
             ask.session.in_flight -= 1
+
+    async def _deltas(self, ask: Ask) -> AsyncGenerator[Mapping[str, Any] | Generation, None]:
+        """What a streamed answer adds piece by piece, in Chat form; then the whole of it."""
+        prompt = ask.plan.prompt if ask.plan is not None else None
+        parser = None if ask.plain else self._reader.stream(prompt, ask.tools)
+        calls = 0
+        async with aclosing(self._caller.stream(ask.call)) as deltas:
+            async for delta in deltas:
+                if delta.message:
+                    yield delta.message
+                elif delta.text and ask.plain:
+                    yield {"text": delta.text}
+                elif parser is not None and (delta.text or delta.done):
+                    parsed = parser.feed(delta.text) if delta.text else parser.finish()
+                    if parsed and (delta.done is None or delta.done.message is None):
+                        yield chat_delta(parsed, ask.seed, calls)
+                        calls += len(parsed.tool_calls)
+                if delta.done is not None:
+                    yield delta.done
 
     async def _ask(self, ask: Ask) -> Outcome:
         self._begin(ask)
@@ -151,7 +164,6 @@ class Conversations:
             self._model,
             int(time.time()),
             answers,
-            prompt,
             len(prompt) if prompt is not None else first.prompt_tokens or 0,
             first.cached_tokens,
             sum(answer.call.sampled for answer in answers if answer.call is not None),

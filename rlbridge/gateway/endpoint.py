@@ -48,20 +48,20 @@ class Endpoint:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 # ASGI runs in tasks
         gone = _Gone(receive, task)
+        reply: Reply | StreamedReply | None = None
         try:
             try:
                 reply = await self._answer(_parsed(raw), caller)
             except ApiError as error:
                 await _send_error(send, error)
                 return
-            if gone.gone and isinstance(reply, Reply):
-                reply.lost()
-                return
             await _send_reply(send, reply, fresh)
         except asyncio.CancelledError:
             if not gone.gone:
                 raise
             task.uncancel()
+            if isinstance(reply, Reply):
+                reply.lost()
         finally:
             gone.stop()
 
@@ -151,7 +151,7 @@ async def _send_reply(send: Send, reply: Reply | StreamedReply, fresh: str) -> N
         return
     headers += [_EVENTS, (b"cache-control", b"no-cache")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    async with contextlib.aclosing(reply.events) as events:  # type: ignore[type-var]
+    async with contextlib.aclosing(reply.events) as events:
         async for event in events:
             await send({"type": "http.response.body", "body": event, "more_body": True})
     await send({"type": "http.response.body", "body": b""})

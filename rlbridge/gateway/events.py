@@ -5,7 +5,7 @@ events. What fails midway is said in the stream, because its status is sent alre
 """
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -25,7 +25,7 @@ from rlbridge.gateway.outcome import Outcome
 from rlbridge.gateway.responses import ResponsesWriter, items_of, skeleton
 from rlbridge.onpolicy.tokenizer import ChatTokenizer
 
-Pieces = AsyncIterator[Mapping[str, Any] | Outcome]
+Pieces = AsyncGenerator[Mapping[str, Any] | Outcome, None]
 
 
 async def first_piece(pieces: Pieces) -> Pieces:
@@ -33,7 +33,7 @@ async def first_piece(pieces: Pieces) -> Pieces:
     first = await anext(pieces)
 
     async def all_pieces() -> Pieces:
-        async with aclosing(pieces):  # type: ignore[type-var]
+        async with aclosing(pieces):
             yield first
             async for piece in pieces:
                 yield piece
@@ -41,9 +41,22 @@ async def first_piece(pieces: Pieces) -> Pieces:
     return all_pieces()
 
 
+async def ending(
+    events: AsyncGenerator[bytes, None], pieces: Sequence[Pieces]
+) -> AsyncGenerator[bytes, None]:
+    """The events, and an end to the pieces they are made of when nobody wants more."""
+    try:
+        async for data in events:
+            yield data
+    finally:
+        await events.aclose()
+        for each in pieces:
+            await each.aclose()
+
+
 async def chat_events(
     pieces: Pieces, tokenizer: ChatTokenizer, wanted: Wanted, *, name: str, model: str
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The chunks of `/v1/chat/completions`."""
     head = chunk_head(name, int(time.time()), model)
     begun = False
@@ -70,7 +83,7 @@ async def chat_events(
 
 async def completion_events(
     streams: list[Pieces], tokenizer: ChatTokenizer, wanted: Wanted, *, name: str, model: str
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The chunks of `/v1/completions`, one prompt's after the other's."""
     head = {
         "id": f"cmpl-{name}",
@@ -114,7 +127,7 @@ async def response_events(
     fields: bool,
     name: str,
     model: str,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The events of `/v1/responses`."""
     numbered = _Numbered()
     begun = skeleton(body, name, int(time.time()), model)

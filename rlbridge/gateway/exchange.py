@@ -1,6 +1,6 @@
 """What goes in beside a request's body, and what comes out: bytes and headers. No HTTP here."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -44,7 +44,7 @@ class StreamedReply:
         headers: as `Reply`'s.
     """
 
-    events: AsyncIterator[bytes]
+    events: AsyncGenerator[bytes, None]
     headers: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -6,7 +6,7 @@ In front of any `Engine`, in process or over HTTP, without a server of its own:
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,8 @@ from rlbridge.contracts.reward import Reward
 from rlbridge.contracts.rollout import Rollout
 from rlbridge.contracts.tokens import Encoding
 from rlbridge.engines.engine import Engine, EngineInfo
-from rlbridge.gateway.asking import Ask, Asker
+from rlbridge.gateway.ask import Ask
+from rlbridge.gateway.asking import Asker
 from rlbridge.gateway.calling import EngineCaller
 from rlbridge.gateway.capture import CaptureLog
 from rlbridge.gateway.chat import ChatWriter, Wanted
@@ -29,6 +30,7 @@ from rlbridge.gateway.events import (
     Pieces,
     chat_events,
     completion_events,
+    ending,
     first_piece,
     response_events,
 )
@@ -151,7 +153,7 @@ class Gateway:
         if body.get("stream"):
             pieces = await self._pieces(ask, caller)
             events = chat_events(pieces, self.tokenizer, wanted, name=ask.name, model=self.model)
-            return StreamedReply(events, ask.headers())
+            return StreamedReply(ending(events, [pieces]), ask.headers())
         outcome = await self._answer(ask, caller)
         return self._reply(ChatWriter(self.tokenizer, outcome, wanted).body(), outcome, ask)
 
@@ -168,7 +170,7 @@ class Gateway:
         if body.get("stream"):
             streams = [await self._pieces(ask, caller) for ask in asks]
             events = completion_events(streams, self.tokenizer, wanted, name=name, model=self.model)
-            return StreamedReply(events, asks[0].headers())
+            return StreamedReply(ending(events, streams), asks[0].headers())
         outcomes = await _together([self._answer(ask, caller) for ask in asks])
         data = completion_body(self.tokenizer, outcomes, wanted, name=name)
         return self._reply(data, outcomes[0], *asks)
@@ -190,7 +192,7 @@ class Gateway:
             events = response_events(
                 pieces, self.tokenizer, body, fields=fields, name=ask.name, model=self.model
             )
-            return StreamedReply(events, ask.headers())
+            return StreamedReply(ending(events, [pieces]), ask.headers())
         outcome = await self._answer(ask, caller)
         writer = ResponsesWriter(self.tokenizer, body, outcome, fields=fields)
         return self._reply(writer.body(), outcome, ask)
@@ -281,10 +283,10 @@ class Gateway:
     async def _pieces(self, ask: Ask, caller: Caller) -> Pieces:
         """The pieces of an answer; what fails before the first of them raises here."""
 
-        async def counted() -> AsyncIterator[Mapping[str, Any] | Outcome]:
+        async def counted() -> Pieces:
             self.in_flight += 1
             try:
-                async with aclosing(self._talk.stream(ask, caller)) as pieces:  # type: ignore[type-var]
+                async with aclosing(self._talk.stream(ask, caller)) as pieces:
                     async for piece in pieces:
                         yield piece
             finally:

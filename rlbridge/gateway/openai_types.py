@@ -24,7 +24,6 @@ from openai.types.chat.completion_create_params import (
 from openai.types.completion_create_params import (
     CompletionCreateParamsBase as CompletionParams,
 )
-from openai.types.responses import ResponseInputItemParam
 from openai.types.responses.response_create_params import (
     ResponseCreateParamsBase as ResponsesParams,
 )
@@ -155,16 +154,6 @@ def check_items(items: object) -> list[dict[str, Any]]:
         if not isinstance(item, dict):
             raise ApiError(f"input[{index}] must be an object", param=f"input[{index}]")
     return items
-
-
-def check_new_items(items: Iterable[Mapping[str, Any]]) -> None:
-    """Check input items against openai's union of them.
-
-    Raises:
-        ApiError: with the item's place.
-    """
-    for index, item in enumerate(items):
-        _check(ResponseInputItemParam, item, f"input[{index}]")
 
 
 def _check(kind: Any, value: object, where: str) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlbridge.contracts.rollout import FinishReason
-from rlbridge.contracts.tokens import PromptSpan
 from rlbridge.gateway.calls import Call
 
 
@@ -45,8 +44,7 @@ class Outcome:
         model: as clients know it.
         created_s: Unix time.
         answers: one each.
-        prompt: what the engine was sent; None where it takes text alone.
-        prompt_tokens: its length, as far as anybody knows.
+        prompt_tokens: the prompt's length, as far as anybody knows.
         cached_tokens: how much of it the engine's prefix cache held; None if nobody said.
         completion_tokens: sampled, all answers together; 0 where nobody knows.
         headers: what to tell a client that looks at headers.
@@ -56,7 +54,6 @@ class Outcome:
     model: str
     created_s: int
     answers: tuple[Answer, ...]
-    prompt: PromptSpan | None
     prompt_tokens: int
     cached_tokens: int | None
     completion_tokens: int

@@ -128,9 +128,8 @@ class SessionStore:
     def expire(self) -> None:
         """Forget what has been idle for too long."""
         horizon = self._clock() - self._config.idle_expiry_s
-        for session in self._idle():
-            if session.used_s >= horizon:
-                return
+        old = itertools.takewhile(lambda s: s.used_s < horizon, self._sessions.values())
+        for session in [session for session in old if session.in_flight == 0]:
             self._forget(session)
             if not session.anonymous and not self._captured(session):
                 idle_s = self._config.idle_expiry_s
