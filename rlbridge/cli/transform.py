@@ -443,7 +443,7 @@ def _finish(job: "Job", report: "Report", model: str | None, configs: bool, as_j
     if configs:
         from rlbridge.transforms.configs import write_configs
 
-        made = write_configs(job, model)
+        made = write_configs(job, report.written[str(job.output)], model)
     if as_json:
         document = report.to_json() | {"configs": [str(path) for path in made]}
         typer.echo(json.dumps(document))

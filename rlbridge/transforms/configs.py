@@ -20,11 +20,12 @@ _CLONE = "${oc.env:NEMO_RL_DIR,${oc.env:PWD}}"
 _MISSING = "???"
 
 
-def write_configs(job: Job, model: str | None) -> list[Path]:
+def write_configs(job: Job, rows: int, model: str | None) -> list[Path]:
     """Write the configs that fit a job's output, as `<stem>.nemo_rl.yaml` and `<stem>.verl.yaml`.
 
     Args:
         job: the finished job.
+        rows: records in its training file; a batch may not hold more.
         model: the policy, a name or a path; None leaves it to be filled in.
 
     Returns:
@@ -36,7 +37,7 @@ def write_configs(job: Job, model: str | None) -> list[Path]:
     form = str(job.options["format"])
     made = []
     for framework, build in (("nemo_rl", _nemo_rl), ("verl", _verl)):
-        built = build(job.name, form, train, held_out, model)
+        built = build(job.name, form, train, held_out, model, rows)
         if built is None:
             continue
         launch, config = built
@@ -50,7 +51,7 @@ def write_configs(job: Job, model: str | None) -> list[Path]:
 
 
 def _nemo_rl(
-    name: str, form: str, train: Path, held_out: Path | None, model: str | None
+    name: str, form: str, train: Path, held_out: Path | None, model: str | None, rows: int
 ) -> tuple[str, Config] | None:
     dataset = _NEMO_RL_DATASETS.get((name, form))
     if dataset is None or train.suffix != ".jsonl":
@@ -69,7 +70,8 @@ def _nemo_rl(
             "max_input_seq_length": "${policy.max_total_sequence_length}",
             "shuffle": True,
             "num_workers": 1,
-            "train": {"data_path": str(train)},
+            # sft.yaml names its loggers after `data.train.dataset_name`.
+            "train": {"dataset_name": dataset["dataset_name"], "data_path": str(train)},
             "validation": {"data_path": str(held_out)} if held_out else None,
             "default": dict(dataset),
         },
@@ -77,16 +79,18 @@ def _nemo_rl(
     }  # fmt: skip
     if name == "grpo":
         config["data"]["use_multiple_dataloader"] = False
+        config["grpo"] = {"num_prompts_per_step": min(32, _batch(rows))}
     elif name == "sft":
         config["data"] |= {"add_bos": True, "add_eos": True, "add_generation_prompt": False}
     if held_out is None:
-        config[name] = {"val_period": 0, "val_at_start": False, "val_at_end": False}
+        unvalidated = {"val_period": 0, "val_at_start": False, "val_at_end": False}
+        config[name] = config.get(name, {}) | unvalidated
         config["checkpointing"]["metric_name"] = None
     return f"uv run {script} --config {{path}}   # in a clone of NeMo-RL v0.7.0", config
 
 
 def _verl(
-    name: str, form: str, train: Path, held_out: Path | None, model: str | None
+    name: str, form: str, train: Path, held_out: Path | None, model: str | None, rows: int
 ) -> tuple[str, Config] | None:
     files: Config = {"train_files": str(train), "val_files": str(held_out) if held_out else None}
     launch = f"--config-path={train.parent} --config-name={stem_of(train)}.verl"
@@ -94,17 +98,16 @@ def _verl(
         config: Config = {
             "hydra": {"searchpath": ["pkg://verl.trainer.config"]},
             "defaults": ["sft_trainer_engine", "_self_"],
-            "data": {**files, "messages_key": "messages", "tools_key": "tools"},
+            "data": {**files, "train_batch_size": _batch(rows)},
             "model": {"path": model or _MISSING},
             "trainer": {"test_freq": "after_each_epoch" if held_out else -1},
         }
         return f"torchrun --nproc_per_node=1 -m verl.trainer.sft_trainer {launch}", config
-    rows = {("grpo", "gym"): ".jsonl", ("grpo", "verl"): ".parquet"}.get((name, form))
-    if train.suffix != rows:
+    if train.suffix != {("grpo", "gym"): ".jsonl", ("grpo", "verl"): ".parquet"}.get((name, form)):
         return None
     # verl always loads validation files; without any of our own it gets the training file.
     files["val_files"] = files["val_files"] or str(train)
-    data: Config = {**files, "prompt_key": "prompt", "return_raw_chat": True}
+    data: Config = {**files, "train_batch_size": _batch(rows), "return_raw_chat": True}
     if form == "gym":
         data["custom_cls"] = {"path": "pkg://rlbridge_verl", "name": "NeMoGymDataset"}
     config = {
@@ -112,7 +115,12 @@ def _verl(
         "defaults": ["ppo_trainer", "_self_"],
         "data": data,
         "algorithm": {"adv_estimator": "grpo"},
-        "actor_rollout_ref": {"model": {"path": model or _MISSING}},
+        "critic": {"enable": False},
+        "actor_rollout_ref": {
+            "model": {"path": model or _MISSING},
+            "actor": {"use_dynamic_bsz": True, "ppo_mini_batch_size": _batch(rows)},
+            "rollout": {"name": "vllm", "n": 8},
+        },
         "reward": {
             "reward_manager": {
                 "source": "importlib",
@@ -125,6 +133,11 @@ def _verl(
     if held_out is None:
         config["trainer"] = {"test_freq": -1, "val_before_train": False}
     return f"GYM_URL=http://127.0.0.1:8000 python -m verl.trainer.main_ppo {launch}", config
+
+
+def _batch(rows: int) -> int:
+    """The largest power of two that is no more than the rows, and 256 at most."""
+    return int(min(256, 2 ** (max(rows, 1).bit_length() - 1)))
 
 
 _NEMO_RL_BASES = {"grpo": "grpo_math_1B", "sft": "sft", "dpo": "dpo"}
