@@ -132,13 +132,14 @@ async def test_an_answer_aborted_in_flight_says_so(server_url: str) -> None:
     async with engine(server_url) as connected, aiohttp.ClientSession() as session:
         await connected.info()
         task = asyncio.create_task(connected.generate(call))
-        await asyncio.sleep(1.0)
-        async with session.post(f"{server_url}/abort_requests", json={}) as reply:
-            assert reply.status == 200
+        for _ in range(500):
+            async with session.post(f"{server_url}/abort_requests", json={}) as reply:
+                if (await reply.json())["aborted"]:
+                    break
+            await asyncio.sleep(0.01)
         (answer,) = await task
     assert answer.finish is FinishReason.ABORT
-    assert answer.turn is not None
-    assert len(answer.turn.sampled_ids) < 1500
+    assert answer.turn is None or len(answer.turn.sampled_ids) < 1500
 
 
 async def test_a_cancelled_call_leaves_nothing_running(server_url: str) -> None:
