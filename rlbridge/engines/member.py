@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from rlbridge.engines.config import PolicyConfig
 from rlbridge.engines.engine import Delta, EngineCall, EngineInfo, Generation
 from rlbridge.engines.http_engine import Health
-from rlbridge.engines.versions import Version
+from rlbridge.engines.versions import UNSET, Version
 from rlbridge.errors import ConfigError, EngineError
 
 _LOG: Final = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class Member:
         self._engine = engine
         self._config = config
         self._owner = owner
-        self._asked = False
+        self._asked = self._tells = self._replies_tell = False
         self._replied: Version = None
         self._poke = asyncio.Event()
         self._idle = asyncio.Event()
@@ -178,8 +178,11 @@ class Member:
         self._poke.set()
 
     def replied(self, version: Version) -> None:
-        """A reply may tell of new weights before the next look does, or alone."""
-        if version is not None and str(version) != str(self.version):
+        """A reply may tell of new weights before the next look does, or alone.
+
+        Replies of the other wires only say what they were labelled with.
+        """
+        if self._replies_tell and version not in (None, UNSET, self.version):
             self._replied = version
             self.look_again()
 
@@ -243,16 +246,28 @@ class Member:
 
     async def _look(self) -> None:
         if not self._asked:
-            self._owner.accepts(await self._engine.ask())
-            self._asked = True
-        version = (await self._engine.health()).version
-        if version is None:  # it doesn't tell: the trainer does, or its replies
-            version = self._owner.published if self._owner.published is not None else self._replied
-        if str(version) != str(self.version):
+            info = await self._engine.ask()
+            self._owner.accepts(info)
+            self._asked, self._replies_tell = True, info.wire == "generate"
+        told = (await self._engine.health()).version
+        version = self._meant(self._replied if told is None else told)
+        if version != self.version:
             await self._has_other_weights(version)
         if not self.up:
             self.up, self.error = True, None
             self._owner.changed()
+
+    def _meant(self, told: Version) -> Version:
+        """Its weights, given what it tells of them.
+
+        One that tells nothing, or was never told a version itself, is at those that the trainer
+        publishes. One that once told a version and is unset again came up anew, with old weights.
+        """
+        published = self._owner.published
+        self._tells = self._tells or told not in (None, UNSET)
+        if published is None:
+            return told
+        return published if not self._tells or str(told) == str(published) else told
 
     async def _has_other_weights(self, version: Version) -> None:
         """Note them before the cache is cleared: the salt already keeps the old ones out."""

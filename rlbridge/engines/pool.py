@@ -228,14 +228,18 @@ class ReplicaPool(Engine):
         return self._versions.current(m.version for m in self._members.values() if m.up)
 
     def _check_config(self) -> None:
-        """Don't wait for what waiting can't mend: no replica can be used as the config says.
+        """Don't wait for what waiting can't mend: source or replicas don't fit the config.
 
         Raises:
             ConfigError: the first one's reason.
         """
+        if self._info is not None or self._source.watched:
+            return
         errors = [member.error for member in self._members.values()]
+        if self._trouble is not None:
+            errors.append(self._trouble)
         final = [error for error in errors if isinstance(error, ConfigError)]
-        if final and len(final) == len(errors) and self._info is None and not self._source.watched:
+        if final and len(final) == len(errors):
             raise final[0]
 
     def _nobody(self, waited_s: float) -> EngineError:
@@ -280,6 +284,7 @@ class ReplicaPool(Engine):
                 self._apply(found)
         except (EngineError, ConfigError) as error:
             self._trouble = error
+            self._tell()
             return True
         self._trouble = None
         return found is None or None in found.entry.urls

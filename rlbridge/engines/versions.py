@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 
 Version = int | str | None
+# vLLM's name for weights whose version nobody has set.
+UNSET = "default"
 
 
 class Versions:
@@ -31,8 +33,7 @@ class Versions:
         text = str(version)
         if text.isascii() and text.isdigit():
             return 1, int(text)
-        # vLLM's name for weights that were never updated comes before all numbers.
-        return 0, -1 if text == "default" else self._seen[text]
+        return 0, -1 if text == UNSET else self._seen[text]
 
 
 def is_current(version: Version, current: Version) -> bool:

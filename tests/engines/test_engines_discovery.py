@@ -148,6 +148,15 @@ def test_a_gym_config_without_a_policy_is_the_users_error() -> None:
     assert "x'" not in repr(found.api_key)
 
 
+async def test_a_head_without_a_policy_is_told_at_once() -> None:
+    async with Head({"some_server": {}}) as head:
+        engine = open_engine(PolicyConfig(gym_head=head.url, ready_timeout_s=60))
+        async with asyncio.timeout(20):
+            with pytest.raises(ConfigError, match="has no policy_base_url"):
+                await engine.info()
+        await engine.aclose()
+
+
 async def test_nobody_at_the_gym_head_is_told_after_the_deadline() -> None:
     config = PolicyConfig(
         gym_head="http://127.0.0.1:9", ready_timeout_s=0.3, health_interval_s=0.05

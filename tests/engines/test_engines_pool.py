@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ async def until(condition: Callable[[], bool]) -> None:
 async def all_up(engine: ReplicaPool, count: int) -> None:
     await engine.info()
     await until(lambda: sum(replica.admitted for replica in engine.stats.replicas) == count)
+
+
+def _is_at(engine: ReplicaPool, version: int) -> bool:
+    return engine.stats.current_version == version
 
 
 def asked(server: VllmServer) -> int:
@@ -227,6 +232,25 @@ async def test_the_trainers_word_decides_where_it_is_published(tmp_path: Path) -
         await until(lambda: len(engine.stats.replicas) == 1)
         (answer,) = await engine.generate(CALL)
         assert answer.replica == servers[1].url
+
+
+async def test_a_trainer_that_sets_no_version_on_its_engines_is_believed(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    servers = [VllmServer(), VllmServer()]  # both tell "default", whatever they are given
+    async with pool(*servers, file=path) as engine:
+        urls = tuple(server.url for server in servers)
+        for version in (5, 6):
+            publish(path, RegistryEntry(urls=urls, policy_version=version))
+            await engine.info()
+            await until(partial(_is_at, engine, version))
+            await all_up(engine, 2)
+            (answer,) = await engine.generate(CALL)
+            assert answer.policy_version == version
+        servers[0].fake.version = "6"
+        looks = len(servers[0].requests)
+        await until(lambda: len(servers[0].requests) > looks + 4)
+        servers[0].fake.version = "default"  # it told a version before: it came up anew
+        await until(lambda: not engine.stats.replicas[0].admitted)
 
 
 async def test_a_restarted_replica_is_labelled_with_the_published_weights(tmp_path: Path) -> None:
