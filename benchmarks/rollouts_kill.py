@@ -31,7 +31,7 @@ KINDS = [
     FaultKind.RESET,
     FaultKind.RESET_MID_BODY,
     FaultKind.TRUNCATED_JSON,
-    FaultKind.NAN,
+    FaultKind.GARBAGE,
 ]
 
 

@@ -172,6 +172,61 @@ def collect(
 
 
 @app.command()
+def rescore(
+    rollouts: Annotated[Path, typer.Argument(help="Rollouts, or a _failures.jsonl of them.")],
+    output: Output,
+    gym: Annotated[
+        str | None, typer.Option(help="Base URL of a resources server that judges.")
+    ] = None,
+    evaluator: Evaluator = None,
+    evaluator_option: EvaluatorOptions = None,
+    replay: Annotated[
+        bool,
+        typer.Option(
+            "--replay", help="Make the tool calls again in a session before it is judged."
+        ),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Ask a server that says it can't judge again.")
+    ] = False,
+    concurrency: Concurrency = 32,
+    timeout_s: Annotated[
+        float, typer.Option(help="Longest a verdict may take, seconds.", min=0.001)
+    ] = 600.0,
+    attempts: Attempts = 3,
+    give_up_after: GiveUpAfter = 100,
+    retry_failed: RetryFailed = False,
+    ordered: Annotated[
+        bool, typer.Option("--ordered", help="Sort the rows by task and repeat at the end.")
+    ] = False,
+    accept_changes: AcceptChanges = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge rollouts again, without inference; shows which verdicts changed and how.
+
+    The old verdict stays in the row, under _rlbridge_previous_rewards. Stopped and started again,
+    it goes on as `collect` does.
+
+    \b
+    rlbridge rollouts rescore rollouts.jsonl -o rescored.jsonl --evaluator math
+    rlbridge rollouts rescore rollouts_failures.jsonl -o more.jsonl --gym http://127.0.0.1:18080
+
+    Exit status: 0 when every row has a verdict, 3 when some have none, 1 when the run stopped.
+    """  # noqa: D301 # click reads the backspace: keep these lines
+    from rlbridge.rollouts.collect import Pace
+    from rlbridge.rollouts.rescore_run import Judge, RescoreRun
+
+    judge = Judge(gym, evaluator, _options(evaluator_option or []), replay, force)
+    pace = Pace(concurrency, attempts, timeout_s=timeout_s, give_up_after=give_up_after)
+    console = _console(as_json)
+    run = RescoreRun(
+        judge, pace, rollouts, output, console,
+        retry_failed=retry_failed, ordered=ordered, accept_changes=accept_changes,
+    )  # fmt: skip
+    _finish(_until_stopped(run.execute(), console), as_json)
+
+
+@app.command()
 def view(
     file: Annotated[Path, typer.Argument(help="Rollouts as .jsonl; a failures file, too.")],
     model: Annotated[

@@ -49,7 +49,7 @@ class Collection:
         store: keeps them; open.
         tally: counts them.
         pace: how hard to try.
-        on_kept: called after each rollout that was kept.
+        on_kept: called with each rollout that was kept.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Collection:
         store: Store,
         tally: Tally,
         pace: Pace,
-        on_kept: Callable[[], None] = lambda: None,
+        on_kept: Callable[[Task, Outcome], None] = lambda _task, _outcome: None,
     ) -> None:
         self._player = player
         self._store = store
@@ -100,7 +100,7 @@ class Collection:
             told = failure.fields(before + attempt)
             await self._store.put_failure(task.key, {**outcome.row, **told})
         self._tally.count(outcome)
-        self._on_kept()
+        self._on_kept(task, outcome)
         self._give_up_if_all_fail(outcome)
 
     def _wait_s(self, attempt: int) -> float:

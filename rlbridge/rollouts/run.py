@@ -113,7 +113,7 @@ class CollectRun:
         async with self._player() as player:
             say(f"{self._output.name}: {tally.total:,} rollouts, played by {player.words}")
             with Screen("collecting", tally, self._console) as screen:
-                await Collection(player, store, tally, self._pace, screen.tick).run(tasks)
+                await Collection(player, store, tally, self._pace, screen.kept).run(tasks)
 
     def _player(self) -> AbstractAsyncContextManager[Player]:
         pace = self._pace

@@ -9,7 +9,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from rlbridge.rollouts.outcome import Outcome
 from rlbridge.rollouts.tally import Tally
+from rlbridge.rollouts.tasks import Task
 
 _LINE_EVERY_S: Final = 10.0
 
@@ -49,8 +51,8 @@ class Screen:
             self._live.stop()
         self._print(f"{self._title}: {words(self._tally)}")
 
-    def tick(self) -> None:
-        """Something was counted."""
+    def kept(self, _task: Task, _outcome: Outcome) -> None:
+        """A rollout was kept and counted."""
         if not self._console.is_terminal and time.monotonic() >= self._next_line_s:
             self._next_line_s = time.monotonic() + _LINE_EVERY_S
             self._print(f"{self._title}: {words(self._tally)}")

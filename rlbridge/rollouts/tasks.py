@@ -60,7 +60,7 @@ class Input:
         rows = sum(1 for _ in _rows(path, limit))
         if not rows:
             raise ConfigError(f"{path} holds no rows")
-        return cls(path, rows, _sha256(path))
+        return cls(path, rows, file_sha256(path))
 
     def tasks(self, repeats: int, wanted: Callable[[Key], bool]) -> Generator[Task, None, None]:
         """The wanted rollouts, row by row and each row's repeats together."""
@@ -85,7 +85,8 @@ def _rows(path: Path, limit: int | None) -> Generator[Line, None, None]:
             yield line
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """The hash of a file as it lies on disk."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(_PIECE):

@@ -122,7 +122,10 @@ def test_rows_of_every_shape_are_drawn(tmp_path: Path) -> None:
         {"responses_create_params": {"input": [3, {"role": "user", "content": [{"text": "x"}]}]}},
         {"response": {"output": [{"type": "message", "generation_token_ids": [1]}]}},
         {"turns": [], "version": 99},
-        {"responses_create_params": {"input": "a", "instructions": "b"}, "response": {"output": []}},
+        {
+            "responses_create_params": {"input": "a", "instructions": "b"},
+            "response": {"output": []},
+        },
     ]
     for row in rows:
         drawn = document(row, None, frozenset())
