@@ -113,6 +113,14 @@ class PromptSpan(Record):
         object.__setattr__(span, "vocab_size", spans[0].vocab_size)
         return span
 
+    def behind(self, start: int) -> "PromptSpan":
+        """The tokens from `start` on: a copy, so that it doesn't keep the whole prompt."""
+        span = object.__new__(PromptSpan)
+        object.__setattr__(span, "token_ids", _frozen(self.token_ids[start:].copy()))
+        object.__setattr__(span, "provenance", _frozen(self.provenance[start:].copy()))
+        object.__setattr__(span, "vocab_size", self.vocab_size)
+        return span
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SampledSpan(Record):

@@ -61,9 +61,7 @@ class Plan:
         """The prompt behind the base's tokens; all of it without a base."""
         if self.base is None:
             return self.prompt
-        at, prompt = self.base.length, self.prompt
-        ids, codes = prompt.token_ids[at:].copy(), prompt.provenance[at:].copy()
-        return PromptSpan(ids, codes, prompt.vocab_size)  # a view would keep the whole prompt
+        return self.prompt.behind(self.base.length)
 
 
 class Prompter:

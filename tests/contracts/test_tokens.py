@@ -142,3 +142,11 @@ def test_a_rollout_without_turns_must_say_why() -> None:
     with pytest.raises(ContractError, match="ENGINE_FAILED"):
         Rollout("r", ())
     assert not Rollout("r", (), masked=MaskReason.ENGINE_FAILED).trainable
+
+
+def test_a_prompts_end_is_a_span_that_keeps_nothing_of_the_rest() -> None:
+    prompt = PromptSpan([1, 2, 3], [0, 1, 2], vocab_size=9)
+    end = prompt.behind(1)
+    assert end == PromptSpan([2, 3], [1, 2], vocab_size=9)
+    assert end.token_ids.base is None
+    assert not end.token_ids.flags.writeable
