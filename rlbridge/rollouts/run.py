@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from rlbridge.rollouts.cluster import open_cluster_player
 from rlbridge.rollouts.collect import Collection, Pace
 from rlbridge.rollouts.config import PlayConfig
 from rlbridge.rollouts.index import Key
@@ -117,6 +118,15 @@ class CollectRun:
 
     def _player(self) -> AbstractAsyncContextManager[Player]:
         pace = self._pace
+        if self._ray is not None:
+            return open_cluster_player(
+                self._play,
+                self._load_tokenizer,
+                address=self._ray,
+                workers=self._ray_workers,
+                concurrency=pace.concurrency,
+                timeout_s=pace.timeout_s,
+            )
         return open_player(
             self._play,
             self._load_tokenizer,
