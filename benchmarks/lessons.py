@@ -68,8 +68,8 @@ TALKS: dict[str, tuple[list[Message], list[dict[str, Any]]]] = {
 
 
 def chat_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tools of the Responses API as a chat request has them."""
-    names = ("name", "parameters", "description")
+    """Tools of the Responses API in Chat form, in the order in which vLLM renders them."""
+    names = ("name", "description", "parameters")
     return [{"type": "function", "function": {n: tool[n] for n in names}} for tool in tools]
 
 

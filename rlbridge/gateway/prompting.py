@@ -126,6 +126,7 @@ class Prompter:
             ApiError: the template can't render it.
         """
         bridge = self.bridge(options)
+        tools = as_vllm_renders(tools)
         reason = ""
         anchor = walk.anchor.call if walk.anchor is not None else None
         if given is not None and not (
@@ -241,6 +242,29 @@ def _named(news: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> list
             if name:
                 message = {**message, "name": name}
         done.append(message)
+    return done
+
+
+def as_vllm_renders(
+    tools: Sequence[Mapping[str, Any]] | None,
+) -> Sequence[Mapping[str, Any]] | None:
+    """Tools as vLLM hands them to a template (0.27): its own order of keys and no others.
+
+    A template prints tools as JSON, so another order is another prompt than the policy sees
+    behind a plain vLLM.
+    """
+    if tools is None:
+        return None
+    done: list[Mapping[str, Any]] = []
+    for tool in tools:
+        function = tool.get("function")
+        if tool.get("type", "function") != "function" or not isinstance(function, Mapping):
+            done.append(tool)
+            continue
+        known = {name: function.get(name) for name in ("name", "description", "parameters")}
+        if function.get("strict") is not None:
+            known["strict"] = function["strict"]
+        done.append({"type": "function", "function": known})
     return done
 
 
