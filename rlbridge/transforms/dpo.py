@@ -26,14 +26,14 @@ from rlbridge.transforms.reading import Row
 from rlbridge.transforms.rewards import Spread
 from rlbridge.transforms.selection import Selection, choose
 from rlbridge.transforms.spool import Index, Piece, Spool
-from rlbridge.transforms.texts import says_something, single_answer
+from rlbridge.transforms.texts import plain_text, says_something, single_answer
 from rlbridge.transforms.writing import named_beside
 
 Format = Literal["simple", "openai", "preference"]
 
 _LINE: Final = b"}\n"
 _PROMPT: Final = b'"prompt":'
-_PLAIN: Final = _PROMPT + b'[{"role":"user","content":"'
+_ONE: Final = [{"role": "user", "content": ""}]
 
 
 def job(
@@ -97,10 +97,9 @@ class _Simple:
     def __call__(self, row: Row) -> Piece:
         said = conversation_of(row, self._style)
         answer = single_answer(said.completion)
-        first = said.prompt[0]
-        if len(said.prompt) > 1 or first["role"] != "user" or type(first["content"]) is not str:
-            self.plain = False
         prompt = orjson.dumps(said.prompt)
+        if not plain_text(prompt, said.prompt):
+            self.plain = False
         return Piece(prompt, _PROMPT + prompt, orjson.dumps(answer))
 
 
@@ -146,8 +145,8 @@ def _records(
         worse = spool.read(start(rejected) + heads(rejected), stop(rejected))
         cut = heads(chosen)
         head, better = record[:cut], record[cut:]
-        if plain:  # cut the text out of [{"role":"user","content":TEXT}]
-            head = _PROMPT + head[len(_PLAIN) - 1 : -2]
+        if plain:  # [{"role":"user","content":TEXT}]
+            head = _PROMPT + plain_text(head[len(_PROMPT) :], _ONE)
         report.written[str(path)] = number
         yield b"".join((b"{", head, before, better, middle, worse, after))
 

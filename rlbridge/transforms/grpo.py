@@ -28,7 +28,7 @@ from rlbridge.transforms.reading import Row
 from rlbridge.transforms.rejects import BadRowError
 from rlbridge.transforms.selection import Selection
 from rlbridge.transforms.spool import Piece
-from rlbridge.transforms.texts import completion_text, prompt_text
+from rlbridge.transforms.texts import completion_text, plain_text, prompt_text
 
 Format = Literal["simple", "gym", "verl"]
 
@@ -141,12 +141,12 @@ def truth_of(row: Row, name: str | None) -> str:
 def _simple(ground_truth: str | None, style: Style) -> Convert:
     def convert(row: Row) -> Piece:
         said = conversation_of(row, style)
-        record = {
-            "input": prompt_text(said.prompt),
-            "output": completion_text(said.completion),
-            "ground_truth": truth_of(row, ground_truth),
-        }
-        return Piece(orjson.dumps(said.prompt), b"", orjson.dumps(record, option=_LINE))
+        prompt = orjson.dumps(said.prompt)
+        asked = plain_text(prompt, said.prompt) or orjson.dumps(prompt_text(said.prompt))
+        answer = orjson.dumps(completion_text(said.completion))
+        truth = orjson.dumps(truth_of(row, ground_truth))
+        line = (b'{"input":', asked, b',"output":', answer, b',"ground_truth":', truth, b"}\n")
+        return Piece(prompt, b"", b"".join(line))
 
     return convert
 

@@ -160,7 +160,10 @@ def run(job: Job, plan: Plan) -> Report:
             files = plan(spool, index, report)
             for path, chunks in files.items():
                 outputs.write(path, chunks, job.schema)
-        made = [fingerprint(path) | {"rows": report.written[str(path)]} for path in files]
+        made = [
+            {"path": str(path), "bytes": path.stat().st_size, "rows": report.written[str(path)]}
+            for path in files
+        ]
         text = metadata(
             made_by=f"rlbridge transform {job.name}",
             inputs=[future.result() for future in hashes],

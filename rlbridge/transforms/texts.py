@@ -1,6 +1,6 @@
 """A conversation as plain text, for formats that hold no messages. Says what that loses."""
 
-from typing import Any
+from typing import Any, Final
 
 from rlbridge.transforms.conversation import Message, text_of
 from rlbridge.transforms.pipeline import SkippedRowError
@@ -17,6 +17,23 @@ def prompt_text(messages: list[Message]) -> str:
     return "\n\n".join(
         f"{message['role']}: {text}" for message, text in zip(messages, texts, strict=True)
     )
+
+
+def plain_text(prompt: bytes, messages: list[Message]) -> bytes:
+    """The JSON string of a prompt that is one user message with text, cut out of its JSON.
+
+    Args:
+        prompt: the messages as `orjson` writes them.
+        messages: the messages.
+
+    Returns:
+        Nothing where the prompt is more than that.
+    """
+    plain = len(messages) == 1 and len(messages[0]) == 2 and prompt.startswith(_PLAIN)
+    return prompt[len(_PLAIN) - 1 : -2] if plain else b""
+
+
+_PLAIN: Final = b'[{"role":"user","content":"'
 
 
 def completion_text(messages: list[Message]) -> str:
