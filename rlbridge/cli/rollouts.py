@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from rlbridge.cli import rollouts_inspect
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterator
 
     from rich.console import Console
 
@@ -138,10 +139,11 @@ def collect(
     """  # noqa: D301 # click reads the backspace: keep these lines
     import os
 
-    from rlbridge.cli.tokenizers import load_tokenizer
-    from rlbridge.rollouts.collect import Pace
-    from rlbridge.rollouts.config import PlayConfig
-    from rlbridge.rollouts.run import CollectRun
+    with _extra_explained():
+        from rlbridge.cli.tokenizers import load_tokenizer
+        from rlbridge.rollouts.collect import Pace
+        from rlbridge.rollouts.config import PlayConfig
+        from rlbridge.rollouts.run import CollectRun
 
     play = PlayConfig.parse(
         {
@@ -213,8 +215,9 @@ def rescore(
 
     Exit status: 0 when every row has a verdict, 3 when some have none, 1 when the run stopped.
     """  # noqa: D301 # click reads the backspace: keep these lines
-    from rlbridge.rollouts.collect import Pace
-    from rlbridge.rollouts.rescore_run import Judge, RescoreRun
+    with _extra_explained():
+        from rlbridge.rollouts.collect import Pace
+        from rlbridge.rollouts.rescore_run import Judge, RescoreRun
 
     judge = Judge(gym, evaluator, _options(evaluator_option or []), replay, force)
     pace = Pace(concurrency, attempts, timeout_s=timeout_s, give_up_after=give_up_after)
@@ -258,9 +261,11 @@ def view(
 
     from rlbridge.cli.tokenizers import load_tokenizer, turn_ends
     from rlbridge.cli.transform import progress_bar
-    from rlbridge.rollouts.view.app import View
-    from rlbridge.rollouts.view.catalog import Catalog
-    from rlbridge.serving import announce, serve
+
+    with _extra_explained():
+        from rlbridge.rollouts.view.app import View
+        from rlbridge.rollouts.view.catalog import Catalog
+        from rlbridge.serving import announce, serve
 
     tokenizer = None if model is None else load_tokenizer(model)
     ends = frozenset() if model is None else frozenset(turn_ends(model, tokenizer))
@@ -276,6 +281,20 @@ def view(
 
     app = View(catalog, tokenizer, ends).app()
     serve(nullcontext(app), host="127.0.0.1", port=port, ready=ready)
+
+
+@contextmanager
+def _extra_explained() -> "Iterator[None]":
+    """Turn a missing library into the command that installs it."""
+    from rlbridge.errors import FrameworkMissingError
+
+    try:
+        yield
+    except ImportError as error:
+        install = "pip install 'rlbridge[gateway]'"
+        raise FrameworkMissingError(
+            f"this command needs {error.name}; install it with `{install}`", install=install
+        ) from error
 
 
 def _finish(summary: dict[str, Any], as_json: bool) -> None:
