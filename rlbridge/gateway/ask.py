@@ -67,7 +67,7 @@ class Ask:
         """What to tell a client that looks at headers."""
         headers = {"x-rlbridge-session": self.session.name}
         if self.plan is None:
-            headers["x-rlbridge-prompt"] = "text"
+            headers |= {"x-rlbridge-prompt": "text", "x-rlbridge-trainable": "false"}
         else:
             reason = f"; reason={self.plan.reason}" if self.plan.reason else ""
             headers["x-rlbridge-prompt"] = self.plan.how + reason

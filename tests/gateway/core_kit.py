@@ -97,9 +97,15 @@ class ScriptedEngine:
     async def stream(self, call: EngineCall) -> AsyncIterator[Delta]:
         self.calls.append(call)
         done = self._one(call)
-        if done.finish is not FinishReason.ABORT:
-            for at in range(0, len(done.text), 3):
-                yield Delta(text=done.text[at : at + 3])
+        try:
+            if done.finish is not FinishReason.ABORT:
+                for at in range(0, len(done.text), 3):
+                    yield Delta(text=done.text[at : at + 3])
+                    if self.gate is not None:
+                        await self.gate.wait()
+        except (asyncio.CancelledError, GeneratorExit):
+            self.left += 1
+            raise
         yield Delta(done=done)
 
     async def aclose(self) -> None:

@@ -1,6 +1,7 @@
 """The openai client, unmodified, against a gateway on a real socket."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import httpx
@@ -14,9 +15,13 @@ from rlbridge.contracts.codecs.engine import turns_from_reply
 from rlbridge.contracts.codecs.gym import turn_from_item, turns_from_response
 from rlbridge.contracts.codecs.stream import chunks_from_sse, reply_from_chunks
 from rlbridge.contracts.rollout import FinishReason
+from rlbridge.engines.config import PolicyConfig
+from rlbridge.engines.open import open_engine
 from rlbridge.errors import EngineError
 from rlbridge.gateway.config import GatewayConfig
 from rlbridge.gateway.gateway import Gateway
+from rlbridge.testing.byte_tokenizer import ByteTokenizer
+from rlbridge.testing.vllm_server import VllmServer
 from tests.gateway.core_kit import CALL, MODEL, TOKENIZER, TOOLS, ScriptedEngine, odd_ids, serving
 
 ASK = [{"role": "user", "content": "What is it?"}]
@@ -308,6 +313,41 @@ async def test_an_engine_of_text_is_passed_through_and_marked(engine: ScriptedEn
     assert engine.calls[0].prompt is None
     assert engine.calls[0].sampling["top_k"] == 5
     assert engine.calls[0].chat.messages[0]["content"] == "What is it?"
+
+
+@pytest.mark.parametrize(
+    ("kind", "routes"),
+    [
+        ("vllm", {"chat", "completions"}),
+        ("vllm", {"completions"}),
+        ("vllm", {"generate"}),
+        ("nemo_rl", {"chat"}),
+    ],
+    ids=["token_chat", "completions", "generate", "nemo_rl"],
+)
+async def test_a_conversation_is_one_sequence_over_every_wire(kind: Any, routes: set[str]) -> None:
+    """Streamed and whole by turns, through the HTTP engine that users get."""
+    async with VllmServer(kind=kind, routes=frozenset(routes)) as upstream:
+        config = PolicyConfig(url=upstream.url, model=upstream.model)
+        async with (
+            aclosing(open_engine(config)) as engine,
+            serving(Gateway(engine, ByteTokenizer())) as url,
+            openai.AsyncOpenAI(base_url=f"{url}/s/s/v1", api_key="unused") as client,
+        ):
+            history: list[Any] = [ASK[0]]
+            for turn in range(4):
+                fields = {"model": "tiny", "temperature": 1.0, "top_p": 1.0, "max_tokens": 30}
+                if turn % 2:
+                    async with client.chat.completions.stream(messages=history, **fields) as stream:
+                        message = (await stream.get_final_completion()).choices[0].message
+                else:
+                    reply = await client.chat.completions.create(messages=history, **fields)
+                    message = reply.choices[0].message
+                history += [{"role": "assistant", "content": message.content}, ASK[0]]
+            async with httpx.AsyncClient() as http:
+                rollout = (await http.get(f"{url}/s/s/rollout")).json()
+    assert rollout["calls"] == 4
+    assert len(rollout["sequences"]) == 1
 
 
 async def test_unknown_routes_methods_and_bodies_answer_in_openais_shape(url: str) -> None:

@@ -265,6 +265,25 @@ async def test_a_client_that_goes_away_ends_its_call_upstream(engine: ScriptedEn
     assert gateway.in_flight == 0
 
 
+async def test_a_client_that_leaves_a_stream_ends_its_call_upstream(
+    engine: ScriptedEngine,
+) -> None:
+    engine.gate = asyncio.Event()
+    gateway = Gateway(engine, TOKENIZER)
+    body = {"prompt": "What is it?", "stream": True}
+    async with serving(gateway) as url, httpx.AsyncClient() as http:
+        async with http.stream("POST", f"{url}/s/s/v1/completions", json=body) as reply:
+            async for _ in reply.aiter_lines():
+                break
+        for _ in range(100):
+            if engine.left and not gateway.in_flight:
+                break
+            await asyncio.sleep(0.05)
+        assert (await http.get(f"{url}/s/s/rollout")).json()["calls"] == 0
+    assert engine.left == 1
+    assert gateway.in_flight == 0
+
+
 async def test_a_failed_call_masks_the_rollout_until_it_is_answered(
     gateway: Gateway, engine: ScriptedEngine
 ) -> None:
