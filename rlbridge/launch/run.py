@@ -118,19 +118,21 @@ class Run:
                 while driver.poll() is None:
                     time.sleep(POLL_S)
                     elapsed = time.monotonic() - started
-                    screen.show(progress.poll(), progress, elapsed)
-                    _note_invalid(screen, progress)
+                    gone: list[str] = []
                     if elapsed - last_watch > WATCH_EVERY_S:
                         last_watch = elapsed
-                        self._check(watch, progress, elapsed)
+                        gone = watch.poll()
+                    # Read after looking at processes: a driver says that it ends before they do.
+                    screen.show(progress.poll(), progress, elapsed)
+                    _note_invalid(screen, progress)
+                    self._check(gone, progress, elapsed)
                 screen.show(progress.poll(), progress, time.monotonic() - started)
         finally:
             summary = self._sum_up(progress, watch)
         self._judge(driver.returncode, progress)
         return summary
 
-    def _check(self, watch: processes.ComponentWatch, progress: Progress, elapsed: float) -> None:
-        gone = watch.poll()
+    def _check(self, gone: list[str], progress: Progress, elapsed: float) -> None:
         if gone and not progress.phases.ending:
             raise RunError(
                 f"a part of the run died: {gone[0][:120]}; everything else was stopped "
