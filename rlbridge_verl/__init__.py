@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rlbridge_verl.dataset import NeMoGymDataset
     from rlbridge_verl.reward import NeMoGymReward, nemo_gym_score
     from rlbridge_verl.run_loop import NeMoGymRunAgentLoop
-    from rlbridge_verl.sampler import ValidRewardSampler
+    from rlbridge_verl.sampler import ValidRewardSampler, ValidRewardSamplerAsync
 
 __all__ = [
     "NeMoGymAgentLoop",
@@ -20,6 +20,7 @@ __all__ = [
     "NeMoGymReward",
     "NeMoGymRunAgentLoop",
     "ValidRewardSampler",
+    "ValidRewardSamplerAsync",
     "nemo_gym_score",
 ]
 
@@ -29,6 +30,7 @@ _HOMES = {
     "NeMoGymReward": "rlbridge_verl.reward",
     "NeMoGymRunAgentLoop": "rlbridge_verl.run_loop",
     "ValidRewardSampler": "rlbridge_verl.sampler",
+    "ValidRewardSamplerAsync": "rlbridge_verl.sampler",
     "nemo_gym_score": "rlbridge_verl.reward",
 }
 

@@ -14,7 +14,7 @@ import orjson
 from rlbridge.errors import ConfigError
 from rlbridge.hookspecs import NativeRun, StepMetrics
 from rlbridge.run_config import RunConfig, flatten
-from rlbridge_verl.keys import headers_file, native_keys
+from rlbridge_verl.keys import SAMPLERS, headers_file, native_keys, trainer_mode
 from rlbridge_verl.overrides import nested, override
 
 DRIVER = "rlbridge_verl.driver"
@@ -57,11 +57,11 @@ def _refuse(config: RunConfig) -> None:
             f"algorithm.name={config.algorithm.name}: rlbridge launches GRPO with verl; use "
             "--framework nemo_rl, or verl's own trainer on what `rlbridge transform` makes"
         )
-    mode = flatten(config.verl).get("trainer.v1.trainer_mode", "sync")
-    if mode != "sync":
+    mode = trainer_mode(config)
+    if mode not in SAMPLERS:
         raise ConfigError(
-            f"verl.trainer.v1.trainer_mode={mode}: rlbridge launches verl's sync trainer only; "
-            "for an async one keep your launcher and name NeMoGymReward in its config"
+            f"verl.trainer.v1.trainer_mode={mode}: rlbridge launches {' and '.join(SAMPLERS)}; "
+            "for another keep your launcher and name our classes in its config (docs/verl.md)"
         )
     if flatten(config.verl).get("algorithm.filter_groups.enable"):
         raise ConfigError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlbridge.config import GymConfig
-from rlbridge.run_config import RunConfig
+from rlbridge.run_config import RunConfig, flatten
 from rlbridge_verl.overrides import with_native
 
 PKG = "pkg://rlbridge_verl"
@@ -18,6 +18,12 @@ LOOP_NAMES = {
     "tools": "nemo_gym_tools",
     "run": "nemo_gym_run",
 }
+SAMPLERS = {"sync": "ValidRewardSampler", "colocate_async": "ValidRewardSamplerAsync"}
+
+
+def trainer_mode(config: RunConfig) -> str:
+    """Which of verl's V1 trainers the user's own keys ask for."""
+    return str(flatten(config.verl).get("trainer.v1.trainer_mode", "sync"))
 
 
 def native_keys(config: RunConfig, run_dir: Path) -> dict[str, Any]:
@@ -148,7 +154,7 @@ def _reward(config: RunConfig, run_dir: Path) -> dict[str, Any]:
         **({"+reward.nemo_gym.servers": config.gym.servers} if config.gym.servers else {}),
         "+reward.nemo_gym.ledger": str(run_dir.resolve() / "rewards"),
         f"{sampler}.custom_sampler.path": PKG,
-        f"{sampler}.custom_sampler.name": "ValidRewardSampler",
+        f"{sampler}.custom_sampler.name": SAMPLERS[trainer_mode(config)],
         f"+{sampler}.sampler_kwargs.group_size": config.rollout.samples_per_prompt,
         f"+{sampler}.sampler_kwargs.max_invalid_share": config.trainer.max_invalid_share,
         f"+{sampler}.sampler_kwargs.window_steps": config.trainer.invalid_window_steps,

@@ -10,7 +10,12 @@ pytest.importorskip("verl", reason="the verl extra is not installed: make setup"
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # verl imports what Ray has deprecated
-    from rlbridge_verl.sampler import StalledError, TooFewRewardsError, ValidRewardSampler
+    from rlbridge_verl.sampler import (
+        StalledError,
+        TooFewRewardsError,
+        ValidRewardSampler,
+        ValidRewardSamplerAsync,
+    )
 
 pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore")]
 
@@ -77,10 +82,14 @@ def put(queue: Any) -> Iterator[Callable[..., None]]:
             queue.kv_clear(partition_id=partition, keys=list(left))
 
 
-def _sampler(refill: Callable[[int], None] = lambda _: None, **options: Any) -> ValidRewardSampler:
+def _sampler(
+    refill: Callable[[int], None] = lambda _: None,
+    cls: type[Any] = ValidRewardSampler,
+    **options: Any,
+) -> Any:
     kwargs = {"group_size": 3, "poll_interval_s": 0.01, "stall_timeout_s": 0.3, **options}
-    return ValidRewardSampler(
-        trainer_mode="sync",
+    return cls(
+        trainer_mode="sync" if cls is ValidRewardSampler else "colocate_async",
         trainer_config={},
         max_off_policy_threshold=8,
         max_off_policy_strategy="drop",
@@ -127,6 +136,37 @@ def test_masked_samples_and_failed_generations_are_no_invalid_rewards(
     assert metrics["gym/invalid"] == 0.0
     assert (metrics["gym/masked"], metrics["gym/engine_failed"]) == (1.0, 1.0)
     assert metrics["gym/unexplained"] == 1.0
+
+
+def test_the_async_sampler_keeps_what_is_left_of_a_group_and_replaces_a_lone_survivor(
+    put: Callable[..., None],
+) -> None:
+    put("a", 2, "timeout")  # verl's own would drop these two
+    put("b", 1, "timeout", "engine_failed")
+    asked = []
+
+    def refill(count: int) -> None:
+        asked.append(count)
+        put("c", 3)
+
+    batch, metrics = _sampler(refill, cls=ValidRewardSamplerAsync).sample(1, "train", 2)
+    assert asked == [1]
+    assert {key[0] for key in batch.keys} == {"a", "c"}
+    assert len(batch.keys) == 5
+    assert (metrics["gym/expected"], metrics["gym/valid"]) == (9.0, 6.0)
+    assert (metrics["gym/invalid"], metrics["gym/engine_failed"]) == (2.0, 1.0)
+    assert metrics["gym/lone_survivors"] == 1.0
+    assert metrics["gym/latency_s/max"] == pytest.approx(0.2)
+
+
+def test_the_async_sampler_stops_too(put: Callable[..., None]) -> None:
+    put("a", 3)
+    with pytest.raises(StalledError, match="1 groups are done and not enough"):
+        _sampler(cls=ValidRewardSamplerAsync).sample(1, "train", 2)
+    sampler = _sampler(cls=ValidRewardSamplerAsync, window_steps=1, max_invalid_share=0.1)
+    put("b", 2, "timeout")
+    with pytest.raises(TooFewRewardsError, match="1 of the last 6 rollouts"):
+        sampler.sample(1, "train", 2)
 
 
 def test_a_reason_is_counted_once(put: Callable[..., None], queue: Any) -> None:
@@ -178,7 +218,7 @@ def test_a_step_that_makes_no_progress_ends_instead_of_waiting_forever(
     put: Callable[..., None],
 ) -> None:
     put("a", 3)
-    with pytest.raises(StalledError, match="1 of 2 groups are done"):
+    with pytest.raises(StalledError, match="1 groups are done and not enough"):
         _sampler().sample(1, "train", 2)
 
 

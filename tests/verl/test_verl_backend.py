@@ -110,7 +110,7 @@ def test_tools_environments_and_a_cluster_reach_verls_keys(tmp_path: Path) -> No
         ("nemo_rl.a=1", "mean nothing to verl"),
         ("algorithm.updates_per_step=3", "can't split"),
         ("trainer.nodes=2", "one logical device"),
-        ("verl.trainer.v1.trainer_mode=separate_async", "sync trainer only"),
+        ("verl.trainer.v1.trainer_mode=separate_async", "launches sync and colocate_async"),
     ],
 )
 def test_what_verl_cannot_honour_is_refused(tmp_path: Path, override: str, words: str) -> None:
