@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlbridge.errors import ConfigError
-from rlbridge.transforms.conversation import Style
+from rlbridge.transforms.messages import Style
 
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 _MARK = "rlbridge-reasoning-mark"

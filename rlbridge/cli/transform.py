@@ -13,7 +13,7 @@ from rlbridge.errors import ConfigError
 
 if TYPE_CHECKING:
     from rlbridge.rollouts.parity import Parity
-    from rlbridge.transforms.conversation import Style
+    from rlbridge.transforms.messages import Style
     from rlbridge.transforms.pipeline import Job, Report
     from rlbridge.transforms.selection import Selection
 
@@ -388,7 +388,7 @@ def _pairs(text: str) -> Any:
 
 def _style(model: str | None, reasoning: Reasoning | None) -> "Style | None":
     """What the user says, else what the model's template reads, else the format's own default."""
-    from rlbridge.transforms.conversation import Style
+    from rlbridge.transforms.messages import Style
 
     if model is not None:
         from rlbridge.cli.tokenizers import style_of

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import orjson
 
 from rlbridge.contracts import wire
-from rlbridge.transforms.conversation import Style, output_of, prompt_of, reward_of, why_invalid
+from rlbridge.transforms.conversation import output_of, prompt_of, reward_of, why_invalid
+from rlbridge.transforms.messages import Style
 from rlbridge.transforms.reading import Line, Row
 from rlbridge.transforms.rejects import BadRowError
 from rlbridge.transforms.spool import digest

@@ -19,7 +19,8 @@ import numpy as np
 import orjson
 
 from rlbridge.errors import ConfigError
-from rlbridge.transforms.conversation import Style, conversation_of
+from rlbridge.transforms.conversation import conversation_of
+from rlbridge.transforms.messages import Style
 from rlbridge.transforms.pairs import Groups, Pairing, groups_of, pairs_of
 from rlbridge.transforms.pipeline import Convert, Job, Report, SkippedRowError, run
 from rlbridge.transforms.reading import Row

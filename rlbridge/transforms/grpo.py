@@ -17,12 +17,8 @@ from typing import Any, Final, Literal
 import orjson
 
 from rlbridge.contracts import wire
-from rlbridge.transforms.conversation import (
-    Style,
-    conversation_of,
-    missing,
-    prompt_of,
-)
+from rlbridge.transforms.conversation import conversation_of, missing, prompt_of
+from rlbridge.transforms.messages import Style
 from rlbridge.transforms.pipeline import Convert, Job
 from rlbridge.transforms.reading import Row
 from rlbridge.transforms.rejects import BadRowError

@@ -12,7 +12,8 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from rlbridge.transforms.conversation import Style, conversation_of
+from rlbridge.transforms.conversation import conversation_of
+from rlbridge.transforms.messages import Style
 from rlbridge.transforms.pipeline import Convert, Job, SkippedRowError
 from rlbridge.transforms.reading import Row
 from rlbridge.transforms.selection import Selection

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from rlbridge.transforms.conversation import Message, text_of
+from rlbridge.transforms.messages import Message, text_of
 from rlbridge.transforms.pipeline import SkippedRowError
 from rlbridge.transforms.rejects import BadRowError
 

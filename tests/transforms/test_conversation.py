@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from made_rows import TOOL, answered, called, row, said, thought
 
-from rlbridge.transforms.conversation import Style, conversation_of
+from rlbridge.transforms.conversation import conversation_of
+from rlbridge.transforms.messages import Style
 from rlbridge.transforms.rejects import BadRowError
 
 PLAIN = row("Q?", "A")

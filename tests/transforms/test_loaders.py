@@ -12,7 +12,7 @@ from benchmarks.templates import THINK
 from benchmarks.tokenizers import byte_bpe
 from rlbridge.transforms import dpo, grpo, sft
 from rlbridge.transforms.configs import write_configs
-from rlbridge.transforms.conversation import Style
+from rlbridge.transforms.messages import Style
 from rlbridge.transforms.pairs import Pairing
 from rlbridge.transforms.pipeline import transform
 from rlbridge.transforms.selection import Selection

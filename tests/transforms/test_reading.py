@@ -12,7 +12,8 @@ import pytest
 import zstandard
 
 from rlbridge.errors import ConfigError
-from rlbridge.transforms.conversation import Style, conversation_of, reward_of, why_invalid
+from rlbridge.transforms.conversation import conversation_of, reward_of, why_invalid
+from rlbridge.transforms.messages import Style
 from rlbridge.transforms.reading import Reader, read_row
 from rlbridge.transforms.rejects import BadRowError, Rejects
 

@@ -14,7 +14,7 @@ from made_rows import TOOL, answered, called, group, read, row, said, thought, w
 
 from rlbridge.errors import ConfigError, RunError
 from rlbridge.transforms import dpo, grpo, sft
-from rlbridge.transforms.conversation import Style
+from rlbridge.transforms.messages import Style
 from rlbridge.transforms.pairs import Pairing
 from rlbridge.transforms.pipeline import Report, transform
 from rlbridge.transforms.rejects import Rejects
