@@ -122,13 +122,14 @@ def refuse(config: RunConfig) -> None:
 def _data(config: RunConfig) -> dict[str, Any]:
     name = config.algorithm.name
     train, validation = config.data.train.resolve(), config.data.validation
+    dataset = _dataset_of(name, train)  # in each section: base YAMLs refer to train.dataset_name
     section: dict[str, Any] = {
         "max_input_seq_length": "${policy.max_total_sequence_length}",
         "shuffle": config.data.shuffle,
         "num_workers": 1,
-        "train": {"data_path": str(train)},
-        "validation": {"data_path": str(validation.resolve())} if validation else None,
-        "default": {**_dataset_of(name, train), **_NO_PROMPTS},
+        "train": {**dataset, "data_path": str(train)},
+        "validation": {**dataset, "data_path": str(validation.resolve())} if validation else None,
+        "default": dict(_NO_PROMPTS),
     }
     if name == "sft":
         section |= {"add_bos": True, "add_eos": True, "add_generation_prompt": False}

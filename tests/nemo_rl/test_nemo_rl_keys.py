@@ -126,7 +126,7 @@ def test_rows_of_transform_find_their_dataset(
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
     keys = offline_keys(config(path, algorithm={"name": name, "kl_coef": 0.1}), tmp_path)
-    assert keys["data"]["default"]["dataset_name"] == dataset
+    assert keys["data"]["train"]["dataset_name"] == dataset
     assert keys[f"{name}.max_num_steps"] == 30
 
 
