@@ -259,8 +259,8 @@ def view(
     import webbrowser
     from contextlib import nullcontext
 
+    from rlbridge.cli.rollout_options import progress_bar
     from rlbridge.cli.tokenizers import load_tokenizer, turn_ends
-    from rlbridge.cli.transform import progress_bar
 
     with _extra_explained():
         from rlbridge.rollouts.view.app import View

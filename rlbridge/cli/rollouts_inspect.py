@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlbridge.cli.transform import check_inputs, progress_bar, share
+from rlbridge.cli.rollout_options import check_inputs, progress_bar, share
 from rlbridge.errors import ConfigError
 
 if TYPE_CHECKING:
