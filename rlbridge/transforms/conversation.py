@@ -106,7 +106,7 @@ def conversation_of(row: Row, style: Style) -> Conversation:
         output = output[opening:]
     if not prompt:
         raise BadRowError(f"{_INPUT} is empty", at=_INPUT, kind="no prompt")
-    completion = messages_of(output, style, _OUTPUT, start=opening, role="assistant")
+    completion = messages_of(output, style, _OUTPUT, opening, "assistant")
     tools = params.get("tools")
     return Conversation(prompt, completion, chat_tools(tools) if tools else [])
 
@@ -149,7 +149,8 @@ def _prompt(params: dict[str, Any], style: Style) -> list[Message]:
         raise BadRowError(
             f"the input must be text or a list, not {type(given).__name__}", at=_INPUT
         )
-    return head + messages_of(given, style, _INPUT)
+    messages = messages_of(given, style, _INPUT)
+    return head + messages if head else messages
 
 
 def _last_transition(states: list[Any]) -> list[Any]:

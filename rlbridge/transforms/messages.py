@@ -36,7 +36,7 @@ class Style:
 
 
 def messages_of(
-    items: list[Any], style: Style, at: str, *, start: int = 0, role: str = "user"
+    items: list[Any], style: Style, at: str, start: int = 0, role: str = "user"
 ) -> list[Message]:
     """Chat messages of Responses items.
 
