@@ -86,6 +86,9 @@ def collect(
     tokenizer: Annotated[
         str | None, typer.Option(help="Tokenizer of the policy; its model's name by default.")
     ] = None,
+    agent_name: Annotated[
+        str, typer.Option(help="`agent_ref` of rows that have none; tells environments apart.")
+    ] = "rlbridge",
     policy_wait_s: Annotated[
         float, typer.Option(help="How long the policy may take to come up, seconds.", min=0.001)
     ] = 60.0,
@@ -155,6 +158,7 @@ def collect(
             "model": model,
             "api_key": os.environ.get(api_key_env),
             "tokenizer": tokenizer,
+            "agent_name": agent_name,
             "policy_wait_s": policy_wait_s,
             "temperature": temperature,
             "top_p": top_p,

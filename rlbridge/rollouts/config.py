@@ -32,6 +32,9 @@ class PlayConfig(StrictModel):
     policy_wait_s: float = Field(default=60.0, gt=0)
     """How long the policy may take to come up."""
 
+    agent_name: str = "rlbridge"
+    """`agent_ref.name` of rows that have none; readers tell environments apart by it."""
+
     temperature: float | None = Field(default=None, ge=0)
     """Instead of the rows' own."""
     top_p: float | None = Field(default=None, gt=0, le=1)

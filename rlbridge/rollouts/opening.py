@@ -37,7 +37,7 @@ async def open_player(
             gym = await stack.enter_async_context(GymClient(fields))
             await gym.check_alive()
         if gym is not None and config.agent is not None:
-            yield AgentPlayer(gym)
+            yield AgentPlayer(gym, config.agent_name)
             return
         evaluator = None
         if config.evaluator is not None:
@@ -49,4 +49,6 @@ async def open_player(
         limits = AgentConfig(
             max_steps=config.max_turns, max_tool_output_chars=config.max_tool_output_chars
         )
-        yield PolicyPlayer(found.policy, gym, evaluator, limits, config.overrides(), found.words)
+        yield PolicyPlayer(
+            found.policy, gym, evaluator, limits, config.overrides(), config.agent_name, found.words
+        )

@@ -14,7 +14,6 @@ from rlbridge.evaluators.evaluator import Evaluator
 from rlbridge.gateway.agent import Agent, AgentConfig, Policy
 from rlbridge.gym import GymClient
 from rlbridge.rollouts.failures import RolloutFailure
-from rlbridge.rollouts.index import Key
 from rlbridge.rollouts.outcome import Outcome, failed, scored
 from rlbridge.rollouts.tasks import Task
 
@@ -38,20 +37,22 @@ class AgentPlayer:
 
     Args:
         gym: the client of the agent; whoever made it closes it.
+        name: `agent_ref.name` of rows that have none.
     """
 
-    def __init__(self, gym: GymClient) -> None:
+    def __init__(self, gym: GymClient, name: str) -> None:
         self._gym = gym
+        self._name = name
         self.words = f"the agent at {gym.config.url}"
 
     async def play(self, task: Task) -> Outcome:
         """One `/run`."""
-        asked = marked(task.row, task.key)
+        asked = marked(task, self._name)
         try:
             reward, answer = await self._gym.run(asked)
         except RLBridgeError as error:
-            return failed(task.row, error)
-        return scored({**asked, **answer, **_own(task.row)}, reward)
+            return failed(asked, error)
+        return scored({**asked, **answer, wire.AGENT_REF: asked[wire.AGENT_REF]}, reward)
 
 
 class PolicyPlayer:
@@ -63,6 +64,7 @@ class PolicyPlayer:
         evaluator: judges instead of the environment; None for none.
         limits: how long a rollout may get.
         overrides: stand in place of the rows' own `responses_create_params`.
+        name: `agent_ref.name` of rows that have none.
         words: what the policy is.
     """
 
@@ -73,6 +75,7 @@ class PolicyPlayer:
         evaluator: Evaluator | None,
         limits: AgentConfig,
         overrides: Mapping[str, Any],
+        name: str,
         words: str,
     ) -> None:
         self._policy = policy
@@ -80,12 +83,13 @@ class PolicyPlayer:
         self._evaluator = evaluator
         self._limits = limits
         self._overrides = overrides
+        self._name = name
         self.words = words
 
     async def play(self, task: Task) -> Outcome:
         """One rollout in a session of its own."""
         params = {**task.row[wire.RESPONSES_CREATE_PARAMS], **self._overrides}
-        row = {**marked(task.row, task.key), wire.RESPONSES_CREATE_PARAMS: params}
+        row = {**marked(task, self._name), wire.RESPONSES_CREATE_PARAMS: params}
         agent = Agent(self._policy, gym=self._gym, evaluator=self._evaluator, config=self._limits)
         try:
             played = await agent.play(row)
@@ -110,11 +114,7 @@ async def play_within(player: Player, task: Task, timeout_s: float) -> Outcome:
         return Outcome(dict(task.row), None, failure)
 
 
-def marked(row: Mapping[str, Any], key: Key) -> dict[str, Any]:
-    """The row with the indices Gym's tools know a rollout by."""
-    return {**row, wire.TASK_INDEX: key.task, wire.ROLLOUT_INDEX: key.rollout}
-
-
-def _own(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What an agent's echo must not change: who was asked."""
-    return {wire.AGENT_REF: row[wire.AGENT_REF]} if wire.AGENT_REF in row else {}
+def marked(task: Task, name: str) -> dict[str, Any]:
+    """The task's row with what Gym's tools know a rollout by."""
+    indices = {wire.TASK_INDEX: task.key.task, wire.ROLLOUT_INDEX: task.key.rollout}
+    return {wire.AGENT_REF: {"name": name}, **task.row, **indices}

@@ -84,6 +84,7 @@ async def test_rows_have_gyms_form_and_every_repeat_is_there_once(tmp_path: Path
     assert row["response"]["output"][0]["content"][0]["text"].startswith("2/1 ")
     assert (row["reward"], row["expected_answer"], row["judged"]) == (0.0, "2", 2)
     assert row["responses_create_params"]["input"][0]["content"] == "task 2"
+    assert row["agent_ref"] == {"name": "rlbridge"}
     assert not failures_path(runs.output).exists()
 
 
