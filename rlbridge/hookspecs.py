@@ -79,6 +79,8 @@ class Framework:
         requires: import names that must be found for `load` to work.
         install: the command that installs what `requires` names.
         load: imports the framework's side and returns its backend.
+        exporter: from a checkpoint and a folder to make to the command that writes the policy
+            there in Hugging Face's format; None if the framework has no converter.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Framework:
     requires: tuple[str, ...]
     install: str
     load: Callable[[], Backend]
+    exporter: Callable[[Path, Path], list[str]] | None = None
 
 
 class Hooks:

@@ -5,9 +5,10 @@ Good plugins are registered with pluggy; broken ones are kept with the reason, s
 """
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, version
+from pathlib import Path
 from typing import Any, Literal
 
 import pluggy
@@ -148,11 +149,26 @@ class Plugins:
             ConfigError: no plugin connects a framework of that name.
             FrameworkMissingError: the framework isn't installed; the message holds the command.
         """
+        return self._installed(name).load()
+
+    def exporter(self, name: str) -> Callable[[Path, Path], list[str]]:
+        """What turns checkpoints of the framework `name` into Hugging Face's format.
+
+        Raises:
+            ConfigError: there is no such framework, or it has no converter.
+            FrameworkMissingError: the framework isn't installed; the message holds the command.
+        """
+        found = self._installed(name).exporter
+        if found is None:
+            raise ConfigError(f"framework {name!r} has no converter that rlbridge knows of")
+        return found
+
+    def _installed(self, name: str) -> Framework:
         if name not in self._frameworks:
             raise ConfigError(self._unknown("framework", name, self.framework_names()))
         framework, _ = self._frameworks[name]
         _refuse_missing("framework", framework)
-        return framework.load()
+        return framework
 
     def _unknown(self, kind: Kind, name: str, known: list[str]) -> str:
         for broken in self._broken:

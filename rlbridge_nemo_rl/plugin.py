@@ -1,5 +1,6 @@
 """The NeMo-RL plugin's entry point. Imports without nemo_rl."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlbridge.hookspecs import Framework, hookimpl
@@ -20,6 +21,12 @@ def _load() -> "NemoRLBackend":
     return NemoRLBackend()
 
 
+def _export(checkpoint: Path, output: Path) -> list[str]:
+    from rlbridge_nemo_rl.export import export_command
+
+    return export_command(checkpoint, output)
+
+
 @hookimpl
 def rlbridge_frameworks() -> list[Framework]:
     """Connects NeMo-RL."""
@@ -30,5 +37,6 @@ def rlbridge_frameworks() -> list[Framework]:
             requires=("nemo_rl",),
             install=INSTALL,
             load=_load,
+            exporter=_export,
         )
     ]

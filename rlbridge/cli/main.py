@@ -6,6 +6,7 @@ import typer
 
 from rlbridge import __version__
 from rlbridge.cli import gateway, gym, rollouts, tokens, transform
+from rlbridge.cli.export import export
 from rlbridge.cli.plugins import plugins
 from rlbridge.cli.run import run
 from rlbridge.errors import RLBridgeError
@@ -18,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run)
+app.command()(export)
 app.command()(plugins)
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(gym.app, name="gym")
