@@ -102,8 +102,9 @@ class AlgorithmSection(StrictModel):
     """Weight of the entropy bonus."""
     normalize_by_std: bool = True
     """Divide advantages by their group's standard deviation."""
-    rollout_correction: Literal["none", "token", "sequence"] = "none"
-    """Weigh tokens or whole responses by trainer over sampler probability."""
+    rollout_correction: Literal["auto", "none", "token", "sequence"] = "auto"
+    """Weigh tokens or whole responses by trainer over sampler probability; auto: tokens where
+    rollouts may be older than the weights (async trainers), nothing elsewhere."""
     correction_threshold: float = Field(2.0, gt=0)
     """Those weights are truncated here."""
 

@@ -130,10 +130,13 @@ def _correction(config: RunConfig) -> dict[str, Any]:
     The trainer divides its logits by the temperature too, so that equal weights give a ratio of 1.
     """
     algorithm, correction = config.algorithm, "algorithm.rollout_correction"
-    if algorithm.rollout_correction == "none":
+    level: str = algorithm.rollout_correction
+    if level == "auto":
+        level = "none" if trainer_mode(config) == "sync" else "token"
+    if level == "none":
         return {}
     return {
-        f"{correction}.rollout_is": algorithm.rollout_correction,
+        f"{correction}.rollout_is": level,
         f"{correction}.rollout_is_threshold": algorithm.correction_threshold,
     }
 

@@ -119,3 +119,31 @@ def test_gyms_own_agent_trains_through_run_and_the_run_stops_when_the_engine_die
     assert 1.0 in {outcome["reward"] for outcome in outcomes}
     steps = [step for step in run.native() if "training/global_step" in step]
     assert max(step["gym/turns/mean"] for step in steps) > 1.5
+
+
+def test_verls_async_trainer_goes_on_with_rollouts_that_a_weight_sync_interrupted(
+    training: Callable[..., TrainingRun], counter: Path, tmp_path: Path
+) -> None:
+    rows = rows_of(counter, "counter.jsonl")
+    (tmp_path / "rows").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with running_nemo_gym("example_session_state_mgmt") as resources:
+        run = training(
+            "agent.loop=tools",
+            *TOOLS,
+            f"gym.url={resources}",
+            "verl.trainer.v1.trainer_mode=colocate_async",
+            "trainer.steps=6",
+            policy=counter,
+        )
+        assert run.wait() == 0, run.screen
+
+    assert {outcome["valid"] for outcome in run.rewards()} == {True}
+    steps = [step for step in run.native() if "training/global_step" in step]
+    assert len(steps) == 6
+    assert {step["gym/valid"] for step in steps} == {16.0}
+    worst = [step["training/off_policy/trajectory_staleness_worst/max"] for step in steps]
+    assert max(worst) > 0  # some rollouts began with older weights
+    for step, staleness in zip(steps, worst, strict=True):
+        if staleness == 0:  # and those that did not were sampled as the trainer sees them
+            assert step["training/rollout_probs_diff_max"] < 1e-3
+    assert steps[0]["training/rollout_probs_diff_max"] < 1e-3

@@ -118,6 +118,14 @@ def test_what_verl_cannot_honour_is_refused(tmp_path: Path, override: str, words
         VerlBackend().compile(_config(tmp_path, "trainer.device=cpu", override), tmp_path)
 
 
+def test_an_async_trainer_gets_its_sampler_and_importance_weights(tmp_path: Path) -> None:
+    composed = _composed(tmp_path, "verl.trainer.v1.trainer_mode=colocate_async")
+    assert composed.trainer.v1.trainer_mode == "colocate_async"
+    assert composed.trainer.v1.sampler.custom_sampler.name == "ValidRewardSamplerAsync"
+    assert composed.algorithm.rollout_correction.rollout_is == "token"
+    assert "algorithm.rollout_correction.rollout_is" not in native_keys(_config(tmp_path), tmp_path)
+
+
 RAW = "verl.actor_rollout_ref.rollout.logprobs_mode=raw_logprobs"
 
 
