@@ -6,6 +6,7 @@ and from where. Refuses to listen beyond loopback without a token.
 
 import gc
 import importlib.util
+import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -187,8 +188,11 @@ class Server:
                 evaluator = Plugins().evaluator(section.name, section.options)
                 stack.push_async_callback(evaluator.aclose)
             self.info = await engine.info()
-            tokenizer = self.load_tokenizer(config.tokenizer or self.info.model)
-            gateway = Gateway(engine, tokenizer, config)
+            name = config.tokenizer or self.info.model
+            tokenizer = self.load_tokenizer(name)
+            ends = config.stop_token_ids or _turn_ends(Path(name) / "generation_config.json")
+            core = config.model_copy(update={"stop_token_ids": ends})
+            gateway = Gateway(engine, tokenizer, core)
             self._gateway = await stack.enter_async_context(gateway)
             agent = Agent(gateway, gym=gym, evaluator=evaluator, config=config.agent)
             app = self._app(gateway, engine, agent, gym, access)
@@ -238,6 +242,17 @@ class Server:
         )
         app = create_app(gateway, routers=routers, middleware=[guard])
         return app if meter is None else meter.wrap(app)
+
+
+def _turn_ends(generation_config: Path) -> tuple[int, ...]:
+    """The IDs at which vLLM ends answers of a model in a folder; none for one from a hub."""
+    try:
+        ends = json.loads(generation_config.read_text(encoding="utf-8")).get("eos_token_id")
+    except OSError:
+        return ()
+    if ends is None:
+        return ()
+    return tuple(ends) if isinstance(ends, list) else (ends,)
 
 
 def _spare_the_collector() -> None:

@@ -127,6 +127,17 @@ def test_a_token_is_asked_for_and_a_session_token_opens_its_session(
     assert httpx.get(f"{url}/s/r1/rollout", headers=owner).status_code == 200
 
 
+def test_the_documents_config_is_one(tmp_path: Path) -> None:
+    from rlbridge.gateway.server import read_config
+
+    text = Path("docs/gateway.md").read_text().split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "gateway.yaml").write_text(text)
+    config = read_config(tmp_path / "gateway.yaml", {"policy": {"url": "http://127.0.0.1:9"}})
+    assert config.policy.url == "http://127.0.0.1:9"
+    assert config.sampling.mode == "trainer"
+    assert config.agent.names == ("math_agent",)
+
+
 def test_an_engine_that_never_comes_up_ends_in_one_line(tmp_path: Path) -> None:
     config = tmp_path / "gateway.yaml"
     url = f"http://127.0.0.1:{free_port()}"
