@@ -81,7 +81,7 @@ class Rejects:
         self.count += 1
         self.kinds[error.kind] += 1
         if not self.first:
-            self.first = f"{file}:{line}: {error.at}: {error}"
+            self.first = f"{file}:{line}: {error.at}: {str(error).removeprefix(error.at).lstrip()}"
         if self.path is not None:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -42,6 +42,8 @@ class Spread:
     def advice(self, ceiling: float | None = None, option: str = "--reward-threshold") -> str:
         """Which threshold would keep how many."""
         fits = [t for t in self.thresholds() if ceiling is None or t <= ceiling]
+        if option == "--min-gap":  # equal rewards prefer nothing
+            fits = [t for t in fits if t > 0]
         if not fits:
             return f"--max-reward {ceiling:g} is below every reward; raise it"
         kept = (f"{option} {t:g} keeps {self._between(t, ceiling)}" for t in fits[:_FEW])

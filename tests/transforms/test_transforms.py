@@ -104,7 +104,7 @@ def test_grpo_names_the_missing_ground_truth_its_line_and_the_nearest_field(tmp_
     source = write(tmp_path / "in.jsonl", rows)
     with pytest.raises(ConfigError) as error:
         transform(grpo.job((source,), tmp_path / "out.jsonl", Selection()))
-    for words in ("in.jsonl:2", "$.expected_answer is missing", "transform grpo", "--ground-truth",
+    for words in ("in.jsonl:2: $.expected_answer: is missing", "transform grpo", "--ground-truth",
                   "nearest field is $.expected_anwser"):  # fmt: skip
         assert words in str(error.value)
     assert not list(tmp_path.glob("*out*"))
@@ -299,7 +299,7 @@ def test_an_empty_result_says_which_threshold_would_keep_how_many(
 
 def test_no_pairs_says_the_gaps_that_were_seen(rollouts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    with pytest.raises(ConfigError, match=r"1 \(40 times\).*\n--min-gap 1 keeps 40 prompts"):
+    with pytest.raises(ConfigError, match=r"1 \(40 times\).*\n--min-gap 1 keeps 40 prompts$"):
         run_dpo(rollouts, out, Pairing(min_gap=1.1))
     equal = write(tmp_path / "equal.jsonl", group(1, [0.5, 0.5]))
     with pytest.raises(ConfigError, match="same reward; no threshold"):
