@@ -32,7 +32,7 @@ def _tool(name: str, **fields: str) -> dict[str, Any]:
     properties = {field: {"type": kind, "description": ""} for field, kind in fields.items()}
     schema = {"type": "object", "properties": properties, "required": [*fields],
               "additionalProperties": False}  # fmt: skip
-    return {"name": name, "parameters": schema, "strict": True, "type": "function",
+    return {"name": name, "parameters": schema, "strict": None, "type": "function",
             "description": ""}  # fmt: skip
 
 
@@ -89,12 +89,14 @@ def rows() -> dict[str, list[dict[str, Any]]]:
             make_row(WRONG, **letters, uuid="wrong"),
         ],
         "example_session_state_mgmt": [
-            make_row(COUNT, tools=COUNTER_TOOLS, initial_count=3, expected_count=6),
-            make_row(COUNT, tools=COUNTER_TOOLS, initial_count=3, expected_count=7),
+            make_row(COUNT, initial_count=3, expected_count=6),
+            make_row(COUNT, initial_count=3, expected_count=7),
         ],
-        "example_single_tool_call": [make_row(WEATHER, tools=WEATHER_TOOLS)],
+        "example_single_tool_call": [make_row(WEATHER)],
     }
-    for server in made.values():
+    tools = {"example_session_state_mgmt": COUNTER_TOOLS, "example_single_tool_call": WEATHER_TOOLS}
+    for name, server in made.items():
         for row in server:
-            row["responses_create_params"].update(temperature=0.0, max_output_tokens=96)
+            params = row["responses_create_params"]
+            params.update(temperature=0.0, max_output_tokens=96, tools=tools.get(name, []))
     return made
