@@ -13,7 +13,6 @@ from typing import Any, Self
 import orjson
 
 from rlbridge.errors import ContractError
-from rlbridge.testing.server import read_request
 
 
 @dataclass(slots=True)
@@ -143,3 +142,19 @@ class LocalServer:
         finally:
             self._handlers.discard(task)
             writer.transport.abort()
+
+
+async def read_request(
+    reader: asyncio.StreamReader,
+) -> tuple[str, str, dict[str, str], bytes] | None:
+    """Method, path, headers (lower case) and body of the next request; None at the end."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return None
+    first, *lines = head.decode("latin-1").split("\r\n")
+    method, target, _ = first.split(" ", 2)
+    pairs = (line.partition(":") for line in lines if line)
+    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    return method, target.partition("?")[0], headers, body

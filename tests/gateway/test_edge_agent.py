@@ -1,4 +1,4 @@
-"""`/run` and `/generate`: a real gateway and Gym client, an engine that is told."""
+"""`/run` and `/generate`: a real gateway and Gym client, an engine that says what it is told."""
 
 from collections import deque
 from collections.abc import AsyncIterator

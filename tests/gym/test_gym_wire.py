@@ -17,7 +17,7 @@ from rlbridge.evaluators.arithmetic import SPEC
 from rlbridge.gym import GymClient
 from rlbridge.gym.embedded.server import evaluator_app
 from rlbridge.testing import GymServer, make_row
-from rlbridge.testing.server import read_request
+from rlbridge.testing.exchange import read_request
 
 ROW = make_row(expected_answer="4")
 
