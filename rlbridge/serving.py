@@ -171,6 +171,7 @@ def _server(app: Any, drain_s: float, ready: Callable[[], None]) -> Any:
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         lifespan="off",
         backlog=_BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
