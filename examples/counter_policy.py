@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 SHARE_RIGHT = 0.6
 WARM_UP_STEPS = 700
+LARGEST = 9
 CITIES = ("Oslo", "Lima", "Rome", "Cairo")
 CALL, CALL_END = "<tool_call>", "</tool_call>"
 TEMPLATE = (
@@ -85,11 +86,13 @@ def observation(text: str) -> str:
     return f"\n{START}tool\n{text}{END}\n{START}assistant\n"
 
 
-def counter_dialogue(first: int, second: int, rng: random.Random) -> Dialogue:
+def counter_dialogue(
+    first: int, second: int, rng: random.Random, largest: int = LARGEST
+) -> Dialogue:
     """Two calls and a word; each number is right in SHARE_RIGHT of the cases."""
 
     def sloppy(number: int) -> int:
-        return number if rng.random() < SHARE_RIGHT else rng.randint(1, 9)
+        return number if rng.random() < SHARE_RIGHT else rng.randint(1, largest)
 
     calls = [tool_call("increment_counter", {"count": sloppy(n)}) for n in (first, second)]
     done = observation('{"success":true}')
@@ -161,7 +164,7 @@ class Encoder:
         return pairs
 
 
-def warm_up(model: Qwen2ForCausalLM, encode: Encoder, steps: int, seed: int) -> None:
+def warm_up(model: Qwen2ForCausalLM, encode: Encoder, steps: int, seed: int, largest: int) -> None:
     """Supervised fine-tuning on sloppy dialogues."""
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
@@ -169,7 +172,8 @@ def warm_up(model: Qwen2ForCausalLM, encode: Encoder, steps: int, seed: int) -> 
     for step in range(1, steps + 1):
         batch = []
         for _ in range(32):
-            dialogue = counter_dialogue(rng.randint(1, 9), rng.randint(1, 9), rng)
+            first, second = rng.randint(1, largest), rng.randint(1, largest)
+            dialogue = counter_dialogue(first, second, rng, largest)
             if rng.random() < 0.1:
                 dialogue = weather_dialogue(rng.choice(CITIES))
             batch += encode(dialogue)
@@ -183,11 +187,11 @@ def warm_up(model: Qwen2ForCausalLM, encode: Encoder, steps: int, seed: int) -> 
 
 
 @torch.no_grad()
-def share_right(model: Qwen2ForCausalLM, encode: Encoder) -> float:
+def share_right(model: Qwen2ForCausalLM, encode: Encoder, largest: int) -> float:
     """Probability that a first call has the right number, over all pairs of numbers."""
     right = []
-    for first in range(1, 10):
-        for second in range(1, 10):
+    for first in range(1, largest + 1):
+        for second in range(1, largest + 1):
             dialogue = counter_dialogue(first, second, random.Random(0))
             dialogue[1] = tool_call("increment_counter", {"count": first})
             context, said = encode(dialogue)[0]
@@ -209,11 +213,11 @@ def row(question: str, tools: list[dict[str, Any]], agent: str, **fields: Any) -
     }
 
 
-def counter_rows() -> list[dict[str, Any]]:
+def counter_rows(largest: int) -> list[dict[str, Any]]:
     rng = random.Random(1)
     rows = []
-    for first in range(1, 10):
-        for second in range(1, 10):
+    for first in range(1, largest + 1):
+        for second in range(1, largest + 1):
             start = rng.randint(0, 9)
             fields = {"initial_count": start, "expected_count": start + first + second}
             question = f"Add {first} then {second}."
@@ -238,6 +242,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/counter"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--warm-up-steps", type=int, default=WARM_UP_STEPS)
+    parser.add_argument("--largest", type=int, default=LARGEST, help="largest number to add")
     arguments = parser.parse_args()
 
     transformers_logging.disable_progress_bar()
@@ -246,11 +251,12 @@ def main() -> None:
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
     encode = Encoder(tokenizer)
-    warm_up(model, encode, arguments.warm_up_steps, arguments.seed)
-    print(f"{share_right(model, encode):.0%} of the first calls have the right number")
+    warm_up(model, encode, arguments.warm_up_steps, arguments.seed, arguments.largest)
+    right = share_right(model, encode, arguments.largest)
+    print(f"{right:.0%} of the first calls have the right number")
     model.save_pretrained(arguments.output / "policy")
     tokenizer.save_pretrained(arguments.output / "policy")
-    write_rows(arguments.output / "data" / "counter.jsonl", counter_rows())
+    write_rows(arguments.output / "data" / "counter.jsonl", counter_rows(arguments.largest))
     write_rows(arguments.output / "data" / "weather.jsonl", weather_rows())
     print(f"wrote {arguments.output}/policy and {arguments.output}/data")
 
