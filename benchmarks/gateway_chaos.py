@@ -26,6 +26,7 @@ import aiohttp
 from benchmarks.gateway_contenders import QUESTION, make_tokenizer, running_gateway
 from benchmarks.stub_engine import MODEL, Answer, running_stub
 from rlbridge.contracts.codecs.files import rollout_from_json
+from rlbridge.onpolicy.build import build
 
 Call = tuple[list[int], list[int]]  # a prompt's IDs, and those sampled after it
 
@@ -90,13 +91,24 @@ async def _asked(
     return None
 
 
-async def kept_of(http: aiohttp.ClientSession, url: str, session: str) -> list[Call]:
-    """The prompt and the sampled IDs of every call that the gateway has of a session."""
+@dataclass
+class Kept:
+    """What the gateway has of a session: all its calls, and those that `build` would train."""
+
+    calls: list[Call] = field(default_factory=list)
+    trained: list[Call] = field(default_factory=list)
+
+
+async def kept_of(http: aiohttp.ClientSession, url: str, session: str) -> Kept:
+    """The prompt and the sampled IDs of every call of a session."""
     async with http.get(f"{url}/s/{session}/rollout") as answer:
         if answer.status != 200:
-            return []
+            return Kept()
         rollout = rollout_from_json((await answer.json())["rollout"])
-    return [(turn.prompt.token_ids.tolist(), turn.sampled_ids.tolist()) for turn in rollout.turns]
+    calls = [(turn.prompt.token_ids.tolist(), turn.sampled_ids.tolist()) for turn in rollout.turns]
+    owners = build(rollout).owners
+    trained = [call for call, owner in zip(calls, owners, strict=True) if owner >= 0]
+    return Kept(calls, trained)
 
 
 class Stage:
@@ -190,14 +202,15 @@ async def _until(
         await asyncio.sleep(0.02)
 
 
-def compare(talks: list[Talk], kept: list[list[Call]], turns: int) -> dict[str, Any]:
+def compare(talks: list[Talk], kept: list[Kept], turns: int) -> dict[str, Any]:
     """What the clients were told against what the gateway kept."""
-    lost = doubled = drifted = 0
+    lost = doubled = drifted = unheard = 0
     resent: Counter[str] = Counter()
-    for talk, calls in zip(talks, kept, strict=True):
+    for talk, session in zip(talks, kept, strict=True):
         resent += talk.resent
-        lost += sum(told not in calls for told in talk.told)
-        doubled += len(calls) - len(talk.told)
+        lost += sum(told not in session.calls for told in talk.told)
+        doubled += len(session.calls) - len(talk.told)
+        unheard += sum(call not in talk.told for call in session.trained)
         drifted += sum(
             after[0][: len(before[0]) + len(before[1])] != before[0] + before[1]
             for before, after in zip(talk.told, talk.told[1:], strict=False)
@@ -209,6 +222,7 @@ def compare(talks: list[Talk], kept: list[list[Call]], turns: int) -> dict[str, 
         "answers": answers,
         "lost": lost,
         "kept_but_never_delivered": doubled,
+        "never_delivered_but_trained": unheard,
         "not_contiguous": drifted,
         "resent_by_clients": sum(resent.values()),
         "resent_why": dict(resent),
@@ -235,6 +249,7 @@ def report(figures: dict[str, Any]) -> str:
         "answers given": figures["answers"],
         "given, but not in the capture": figures["lost"],
         "in the capture, but never delivered": figures["kept_but_never_delivered"],
+        "never delivered, and yet trained": figures["never_delivered_but_trained"],
         "prompts that don't go on from the last call's tokens": figures["not_contiguous"],
         "calls the gateway sent to the other replica": figures["retried_on_another_replica"],
         "calls sent again by clients": f"{figures['resent_by_clients']} {figures['resent_why']}",

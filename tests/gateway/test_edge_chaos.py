@@ -8,6 +8,7 @@ def test_no_answer_is_lost_when_a_replica_and_the_gateway_are_killed() -> None:
     assert figures["finished"] == 24
     assert figures["answers"] == 24 * 8
     assert figures["lost"] == 0
+    assert figures["never_delivered_but_trained"] == 0
     assert figures["not_contiguous"] == 0
     assert figures["wrong_answers"] == []
     assert figures["resent_by_clients"] > 0
