@@ -82,6 +82,15 @@ Model = Annotated[
 Configs = Annotated[
     bool, typer.Option("--configs/--no-configs", help="Write ready configs beside the data.")
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes that convert plain .jsonl; the files are the same for any number. By "
+        "default one a CPU, at most 4, if the input is above 256 MB.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

@@ -28,6 +28,7 @@ from rlbridge.cli.rollout_options import (
     Strategy,
     Threshold,
     Validation,
+    Workers,
     check_inputs,
     progress_bar,
     share,
@@ -76,6 +77,7 @@ def grpo(
     max_bad: MaxBad = "1%",
     model: Model = None,
     configs: Configs = True,
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Prompts and what verifies them, for GRPO.
@@ -91,7 +93,7 @@ def grpo(
     selection = _selection(
         reward_threshold, max_reward, max_per_prompt, keep, dedupe, validation, seed
     )
-    with _work(inputs, output, max_bad, as_json) as more:
+    with _work(inputs, output, max_bad, workers, as_json) as more:
         style = _style(model, None)
         job = transform_grpo.job(
             tuple(inputs), output, selection,
@@ -122,6 +124,7 @@ def sft(
     reasoning: ReasoningOption = None,
     model: Model = None,
     configs: Configs = True,
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Good conversations, for supervised fine-tuning.
@@ -137,7 +140,7 @@ def sft(
     selection = _selection(
         reward_threshold, max_reward, max_per_prompt, keep, dedupe, validation, seed
     )
-    with _work(inputs, output, max_bad, as_json) as more:
+    with _work(inputs, output, max_bad, workers, as_json) as more:
         style = _style(model, reasoning)
         job = transform_sft.job(
             tuple(inputs), output, selection, format=format.value, style=style, **more
@@ -178,6 +181,7 @@ def dpo(
     reasoning: ReasoningOption = None,
     model: Model = None,
     configs: Configs = True,
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Pairs of a better and a worse answer to the same prompt, for DPO.
@@ -192,7 +196,7 @@ def dpo(
 
     selection = _selection(None, None, 0, Keep.RANDOM, dedupe, validation, seed)
     pairing = Pairing(strategy.value, _pairs(pairs), min_gap, high_threshold, low_threshold)
-    with _work(inputs, output, max_bad, as_json) as more:
+    with _work(inputs, output, max_bad, workers, as_json) as more:
         style = _style(model, reasoning)
         job = transform_dpo.job(
             tuple(inputs), output, selection, pairing, format=format.value, style=style, **more
@@ -295,9 +299,10 @@ def _style(model: str | None, reasoning: Reasoning | None) -> "Style | None":
 
 @contextmanager
 def _work(
-    inputs: list[Path], output: Path, max_bad: str, quiet: bool
+    inputs: list[Path], output: Path, max_bad: str, workers: int | None, quiet: bool
 ) -> "Iterator[dict[str, Any]]":
-    """The rejects file and the progress bar of a job."""
+    """The rejects file, the processes and the progress bar of a job."""
+    from rlbridge.transforms.harvest import worthwhile_workers
     from rlbridge.transforms.rejects import Rejects
 
     check_inputs(inputs)
@@ -308,7 +313,8 @@ def _work(
     rejects = Rejects(rejects_path, allowed_share=share(max_bad, "--max-bad"))
     total = sum(path.stat().st_size for path in inputs)
     with progress_bar(total, "reading", quiet=quiet) as advance:
-        yield {"rejects": rejects, "progress": advance}
+        processes = workers or worthwhile_workers(inputs)
+        yield {"rejects": rejects, "progress": advance, "workers": processes}
 
 
 def _finish(job: "Job", report: "Report", model: str | None, configs: bool, as_json: bool) -> None:

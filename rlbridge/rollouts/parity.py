@@ -19,7 +19,7 @@ from rlbridge.errors import ContractError
 from rlbridge.onpolicy.drift import diagnose
 from rlbridge.onpolicy.survey import DriftedCall
 from rlbridge.transforms.conversation import output_of
-from rlbridge.transforms.pipeline import Convert, SkippedRowError
+from rlbridge.transforms.harvest import Convert, SkippedRowError
 from rlbridge.transforms.reading import Line, Reader
 from rlbridge.transforms.rejects import BadRowError
 

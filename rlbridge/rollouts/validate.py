@@ -17,7 +17,7 @@ from rlbridge.contracts.codecs import gym
 from rlbridge.contracts.rollout import Rollout, Turn
 from rlbridge.errors import ContractError
 from rlbridge.transforms.conversation import output_of, reward_of, why_invalid
-from rlbridge.transforms.pipeline import Convert, SkippedRowError
+from rlbridge.transforms.harvest import Convert, SkippedRowError
 from rlbridge.transforms.reading import Line, Row
 from rlbridge.transforms.rejects import BadRowError
 

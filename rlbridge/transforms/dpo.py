@@ -11,6 +11,7 @@ Formats:
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,9 +21,10 @@ import orjson
 
 from rlbridge.errors import ConfigError
 from rlbridge.transforms.conversation import conversation_of
+from rlbridge.transforms.harvest import SkippedRowError
 from rlbridge.transforms.messages import Style
 from rlbridge.transforms.pairs import Groups, Pairing, groups_of, pairs_of
-from rlbridge.transforms.pipeline import Convert, Job, Report, SkippedRowError, run
+from rlbridge.transforms.pipeline import Job, Report, run
 from rlbridge.transforms.reading import Row
 from rlbridge.transforms.rewards import Spread
 from rlbridge.transforms.selection import Selection, choose
@@ -49,7 +51,7 @@ def job(
 ) -> Job:
     """The job that makes DPO data; `more` are `Job`'s other attributes."""
     style = style or Style(reasoning="think" if format == "simple" else "field")
-    convert: Convert = _Simple(style) if format == "simple" else _messages(style, format)
+    convert = partial(_simple, style) if format == "simple" else partial(_messages, style, format)
     options = {"format": format, "style": asdict(style)} | asdict(pairing)
     return Job("dpo", inputs, output, convert, selection, options=options, **more)
 
@@ -66,7 +68,7 @@ def transform(job: Job, pairing: Pairing, format: Format = "simple") -> Report: 
     def plan(spool: Spool, index: Index, report: Report) -> dict[Path, Iterable[bytes]]:
         chosen = choose(index, job.selection)
         report.duplicates, report.over_limit = chosen.duplicates, chosen.over_limit
-        plain = isinstance(job.convert, _Simple) and job.convert.plain
+        plain = format == "simple" and bool(index.plain.all())
         files: dict[Path, Iterable[bytes]] = {}
         found = 0
         sets = [(job.output, chosen.train)]
@@ -88,40 +90,27 @@ def transform(job: Job, pairing: Pairing, format: Format = "simple") -> Report: 
     return run(job, plan)
 
 
-class _Simple:
-    """Converts to text answers; knows afterwards whether every prompt was a user's one message."""
-
-    def __init__(self, style: Style) -> None:
-        self._style = style
-        self.plain = True
-
-    def __call__(self, row: Row) -> Piece:
-        said = conversation_of(row, self._style)
-        answer = single_answer(said.completion)
-        prompt = orjson.dumps(said.prompt)
-        if not plain_text(prompt, said.prompt):
-            self.plain = False
-        return Piece(prompt, _PROMPT + prompt, orjson.dumps(answer))
+def _simple(style: Style, row: Row) -> Piece:
+    said = conversation_of(row, style)
+    answer = single_answer(said.completion)
+    prompt = orjson.dumps(said.prompt)
+    plain = bool(plain_text(prompt, said.prompt))
+    return Piece(prompt, _PROMPT + prompt, orjson.dumps(answer), plain)
 
 
-def _messages(style: Style, format: Format) -> Convert:  # noqa: A002
-    name = _PROMPT if format == "openai" else b'"context":'
-
-    def convert(row: Row) -> Piece:
-        said = conversation_of(row, style)
-        if not says_something(said.completion):
-            raise SkippedRowError("with an empty answer")
-        messages = said.completion
-        while messages[-1]["role"] != "assistant":
-            messages.pop()
-        key = head = orjson.dumps(said.prompt)
-        head = name + head
-        if said.tools:
-            tools = b',"tools":' + orjson.dumps(said.tools)
-            key, head = key + tools, head + tools
-        return Piece(key, head, orjson.dumps(messages))
-
-    return convert
+def _messages(style: Style, format: Format, row: Row) -> Piece:  # noqa: A002
+    said = conversation_of(row, style)
+    if not says_something(said.completion):
+        raise SkippedRowError("with an empty answer")
+    messages = said.completion
+    while messages[-1]["role"] != "assistant":
+        messages.pop()
+    key = orjson.dumps(said.prompt)
+    head = (_PROMPT if format == "openai" else b'"context":') + key
+    if said.tools:
+        tools = b',"tools":' + orjson.dumps(said.tools)
+        key, head = key + tools, head + tools
+    return Piece(key, head, orjson.dumps(messages))
 
 
 def _records(

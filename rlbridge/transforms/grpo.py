@@ -10,6 +10,7 @@ unless asked otherwise. The rollout's own answer stays as `output`, for referenc
 - `verl`: `data_source, prompt, ability, reward_model, extra_info` and the Gym row.
 """
 
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -18,8 +19,9 @@ import orjson
 
 from rlbridge.contracts import wire
 from rlbridge.transforms.conversation import conversation_of, missing, prompt_of
+from rlbridge.transforms.harvest import Convert
 from rlbridge.transforms.messages import Style
-from rlbridge.transforms.pipeline import Convert, Job
+from rlbridge.transforms.pipeline import Job
 from rlbridge.transforms.reading import Row
 from rlbridge.transforms.rejects import BadRowError
 from rlbridge.transforms.selection import Selection
@@ -56,11 +58,11 @@ def job(
     elif format == "verl":
         convert = _verl(ground_truth)
     else:
-        convert = _simple(ground_truth, style)
+        convert = partial(_simple, ground_truth, style)
     options = {"format": format, "ground_truth": ground_truth}
     return Job(
         "grpo", inputs, output, convert, selection,
-        needs_reward=format == "simple", options=options,
+        needs_reward=format == "simple", numbers_rows=format == "verl", options=options,
         schema=verl_schema() if format == "verl" and output.suffix == ".parquet" else None, **more,
     )  # fmt: skip
 
@@ -134,17 +136,14 @@ def truth_of(row: Row, name: str | None) -> str:
     return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
-def _simple(ground_truth: str | None, style: Style) -> Convert:
-    def convert(row: Row) -> Piece:
-        said = conversation_of(row, style)
-        prompt = orjson.dumps(said.prompt)
-        asked = plain_text(prompt, said.prompt) or orjson.dumps(prompt_text(said.prompt))
-        answer = orjson.dumps(completion_text(said.completion))
-        truth = orjson.dumps(truth_of(row, ground_truth))
-        line = (b'{"input":', asked, b',"output":', answer, b',"ground_truth":', truth, b"}\n")
-        return Piece(prompt, b"", b"".join(line))
-
-    return convert
+def _simple(ground_truth: str | None, style: Style, row: Row) -> Piece:
+    said = conversation_of(row, style)
+    prompt = orjson.dumps(said.prompt)
+    asked = plain_text(prompt, said.prompt) or orjson.dumps(prompt_text(said.prompt))
+    answer = orjson.dumps(completion_text(said.completion))
+    truth = orjson.dumps(truth_of(row, ground_truth))
+    line = (b'{"input":', asked, b',"output":', answer, b',"ground_truth":', truth, b"}\n")
+    return Piece(prompt, b"", b"".join(line))
 
 
 def _gym(row: Row) -> Piece:

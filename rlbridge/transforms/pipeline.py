@@ -8,20 +8,20 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rlbridge.errors import ConfigError
-from rlbridge.transforms.conversation import reward_of, why_invalid
-from rlbridge.transforms.reading import Reader, Row
-from rlbridge.transforms.rejects import BadRowError, Rejects
+from rlbridge.transforms.harvest import Convert, Progress, Rule, harvested
+from rlbridge.transforms.rejects import Rejects
 from rlbridge.transforms.rewards import Spread
 from rlbridge.transforms.selection import Selection, choose
-from rlbridge.transforms.spool import Index, Piece, Spool, full_disk_explained
+from rlbridge.transforms.spool import Index, Spool, full_disk_explained
 from rlbridge.transforms.writing import (
     Outputs,
     check_output,
@@ -30,22 +30,6 @@ from rlbridge.transforms.writing import (
     named_beside,
     write_text,
 )
-
-
-class SkippedRowError(Exception):
-    """A row that is fine and has nothing for this transform; its one argument says why."""
-
-
-class Convert(Protocol):
-    """Makes a record of a row."""
-
-    def __call__(self, row: Row) -> Piece:
-        """The record.
-
-        Raises:
-            BadRowError: the row can't be used; it goes to the rejects.
-            SkippedRowError: the row has nothing for this transform; it is counted.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +43,13 @@ class Job:
         convert: row to record.
         selection: which rows are kept.
         needs_reward: whether a row without a valid reward is left out even without thresholds.
+        numbers_rows: whether `convert` numbers the rows, so that one process must see all.
+        workers: processes that convert plain JSON lines; more than 1 start anew and import the
+            main module, which so must do its work under `if __name__ == "__main__"`.
         schema: of a Parquet output; None infers one.
         options: everything else worth noting in the sidecar.
         rejects: takes bad rows.
         progress: called with the bytes read since the last call.
-        on_total: called with the bytes there are to read.
     """
 
     name: str
@@ -72,10 +58,12 @@ class Job:
     convert: Convert
     selection: Selection
     needs_reward: bool = True
+    numbers_rows: bool = False
+    workers: int = 1
     schema: Any = None
     options: dict[str, Any] = field(default_factory=dict)
     rejects: Rejects = field(default_factory=Rejects)
-    progress: Callable[[int], None] | None = None
+    progress: Progress | None = None
 
 
 @dataclass(slots=True)
@@ -146,7 +134,7 @@ def run(job: Job, plan: Plan) -> Report:
     with (
         full_disk_explained(folder),
         ThreadPoolExecutor(1, thread_name_prefix="rlbridge-hash") as pool,
-        Spool(folder, lasting=job.selection.validation > 0) as spool,
+        Spool(folder) as spool,
         job.rejects,
     ):
         # Hashing leaves the interpreter lock alone, so it costs no time where there are two cores.
@@ -177,33 +165,20 @@ def run(job: Job, plan: Plan) -> Report:
 
 def harvest(job: Job, spool: Spool, report: Report) -> npt.NDArray[np.float64]:
     """Read and convert every row into the spool; the valid rewards of all rows come back."""
-    reader = Reader(job.inputs, rejects=job.rejects, progress=job.progress)
-    convert, add, wants = job.convert, spool.add, job.selection.wants
-    filters = job.selection.min_reward is not None or job.selection.max_reward is not None
-    optional = not (filters or job.needs_reward)
+    workers = 1 if job.numbers_rows else job.workers
+    lasting = workers > 1 or job.selection.validation > 0
+    rule = Rule(job.convert, job.selection, job.needs_reward, lasting)
     rewards = array("d")
-    nan = float("nan")
-    for line in reader:
-        row = line.row
-        reward = reward_of(row)
-        if reward is None:
-            report.invalid[why_invalid(row)] += 1
-            if not optional:
-                continue
-            reward = nan
-        else:
-            rewards.append(reward)
-            if filters and not wants(reward):
-                report.outside += 1
-                continue
-        try:
-            add(convert(row), reward)
-        except BadRowError as error:
-            reader.reject(line, error)
-        except SkippedRowError as error:
-            report.skipped[str(error)] += 1
-    job.rejects.finish(reader.lines)
-    report.read, report.rejected = reader.lines, dict(job.rejects.kinds)
+    with closing(harvested(job.inputs, rule, job.rejects, job.progress, workers)) as parts:
+        for part in parts:
+            spool.append(part.batch)
+            rewards.extend(part.rewards)
+            report.invalid.update(part.invalid)
+            report.skipped.update(part.skipped)
+            report.outside += part.outside
+            report.read += part.lines
+    job.rejects.finish(report.read)
+    report.rejected = dict(job.rejects.kinds)
     return np.frombuffer(rewards, dtype=np.float64)
 
 

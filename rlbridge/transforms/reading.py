@@ -101,34 +101,45 @@ class Reader:
         self.rejects.add(line.path, line.number, line.offset, error, text, lines=self.lines)
 
     def _lines(self, path: Path) -> Iterator[Line]:
-        loads = orjson.loads
-        made = tuple.__new__  # half the time of Line(...), once a line
-        offset = number = 0
         with path.open("rb", buffering=_BUFFER) as packed:
             stream = open_unpacked(path, packed)
-            for text in stream:
-                number += 1
-                start, offset = offset, offset + len(text)
-                if number == 1 and text.startswith(_BOM):
-                    text = text[len(_BOM) :]
-                try:
-                    row = loads(text)
-                    self.lines += 1
-                    if type(row) is not dict:
-                        raise _no_object(row)
-                except orjson.JSONDecodeError as error:
-                    if not text.strip():
-                        continue
-                    self.lines += 1
-                    row = self._second_try(path, number, start, text, error)
-                except BadRowError as error:
-                    self._bad(path, number, start, text, error)
-                    row = None
-                if row is not None:
-                    yield made(Line, (row, path, number, start))
-                if not number & 0x3FF:
+            for line in self.parse(stream, path):
+                yield line
+                if not line.number & 0x3FF:
                     self._report(packed.tell())
             self._report(packed.tell(), done=True)
+
+    def parse(self, stream: Iterable[bytes], path: Path, offset: int = 0) -> Iterator[Line]:
+        """The rows of some lines of a file.
+
+        Args:
+            stream: the lines.
+            path: the file.
+            offset: the first line's first byte in it. Line numbers begin at 1 all the same.
+        """
+        loads = orjson.loads
+        made = tuple.__new__  # half the time of Line(...), once a line
+        number = 0
+        for text in stream:
+            number += 1
+            start, offset = offset, offset + len(text)
+            if not start and text.startswith(_BOM):
+                text = text[len(_BOM) :]
+            try:
+                row = loads(text)
+                self.lines += 1
+                if type(row) is not dict:
+                    raise _no_object(row)
+            except orjson.JSONDecodeError as error:
+                if not text.strip():
+                    continue
+                self.lines += 1
+                row = self._second_try(path, number, start, text, error)
+            except BadRowError as error:
+                self._bad(path, number, start, text, error)
+                row = None
+            if row is not None:
+                yield made(Line, (row, path, number, start))
 
     def _second_try(
         self, path: Path, number: int, offset: int, text: bytes, error: orjson.JSONDecodeError

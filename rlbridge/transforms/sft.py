@@ -7,14 +7,16 @@ Formats:
 - `simple`: `{input, output}`, for NeMo-RL's `ResponseDataset`; single answers without tools only.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import orjson
 
 from rlbridge.transforms.conversation import conversation_of
+from rlbridge.transforms.harvest import SkippedRowError
 from rlbridge.transforms.messages import Style
-from rlbridge.transforms.pipeline import Convert, Job, SkippedRowError
+from rlbridge.transforms.pipeline import Job
 from rlbridge.transforms.reading import Row
 from rlbridge.transforms.selection import Selection
 from rlbridge.transforms.spool import Piece
@@ -35,7 +37,7 @@ def job(
 ) -> Job:
     """The job that makes SFT data; `more` are `Job`'s other attributes."""
     style = style or Style(reasoning="field" if format == "openai" else "think")
-    convert = _openai(style) if format == "openai" else _simple(style)
+    convert = partial(_openai if format == "openai" else _simple, style)
     options = {
         "format": format,
         "reasoning": style.reasoning,
@@ -45,29 +47,21 @@ def job(
     return Job("sft", inputs, output, convert, selection, options=options, **more)
 
 
-def _openai(style: Style) -> Convert:
-    def convert(row: Row) -> Piece:
-        said = conversation_of(row, style)
-        messages = said.completion
-        if not says_something(messages):
-            raise SkippedRowError("with an empty answer")
-        while messages[-1]["role"] != "assistant":  # the environment had the last word
-            messages.pop()
-        prompt = orjson.dumps(said.prompt)
-        tools = b',"tools":' + orjson.dumps(said.tools) if said.tools else b""
-        # The two lists of messages in one; the prompt's text is there already.
-        line = b"".join(
-            (b'{"messages":', prompt[:-1], b",", orjson.dumps(messages)[1:], tools, b"}\n")
-        )
-        return Piece(prompt, b"", line)
-
-    return convert
+def _openai(style: Style, row: Row) -> Piece:
+    said = conversation_of(row, style)
+    messages = said.completion
+    if not says_something(messages):
+        raise SkippedRowError("with an empty answer")
+    while messages[-1]["role"] != "assistant":  # the environment had the last word
+        messages.pop()
+    prompt = orjson.dumps(said.prompt)
+    tools = b',"tools":' + orjson.dumps(said.tools) if said.tools else b""
+    # The two lists of messages in one; the prompt's text is there already.
+    line = b"".join((b'{"messages":', prompt[:-1], b",", orjson.dumps(messages)[1:], tools, b"}\n"))
+    return Piece(prompt, b"", line)
 
 
-def _simple(style: Style) -> Convert:
-    def convert(row: Row) -> Piece:
-        said = conversation_of(row, style)
-        record = {"input": prompt_text(said.prompt), "output": single_answer(said.completion)}
-        return Piece(orjson.dumps(said.prompt), b"", orjson.dumps(record, option=_LINE))
-
-    return convert
+def _simple(style: Style, row: Row) -> Piece:
+    said = conversation_of(row, style)
+    record = {"input": prompt_text(said.prompt), "output": single_answer(said.completion)}
+    return Piece(orjson.dumps(said.prompt), b"", orjson.dumps(record, option=_LINE))

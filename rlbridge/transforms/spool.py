@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,11 @@ import numpy.typing as npt
 from rlbridge.errors import RunError
 
 _BUFFER = 1 << 20
-_PACK = struct.Struct("<Qqdqq").pack
+_PACK = struct.Struct("<QQdqii").pack
 _COLUMNS = np.dtype(
-    [("prompt", "<u8"), ("content", "<u8"), ("reward", "<f8"), ("start", "<i8"), ("head", "<i8")]
-)
+    [("prompt", "<u8"), ("content", "<u8"), ("reward", "<f8"), ("start", "<i8"), ("head", "<i4"),
+     ("plain", "<i4")]
+)  # fmt: skip
 
 
 class Piece(NamedTuple):
@@ -35,23 +36,26 @@ class Piece(NamedTuple):
         prompt: what makes two prompts the same one.
         head: bytes of the record; for pairs the prompt as it is written.
         body: bytes of the record behind `head`; a whole line, or a completion.
+        plain: whether the prompt is a user's one message, of text.
     """
 
     prompt: bytes
     head: bytes
     body: bytes
+    plain: bool = False
 
 
 class Index(NamedTuple):
     """Columns of the rows in a spool, all of length n and in the order they were added.
 
     Attributes:
-        prompt: uint64, a hash of the prompt; lasting or not, as the spool was asked.
+        prompt: uint64, a hash of the prompt; lasting or not, as the batches were asked.
         content: uint64, a hash of prompt and body; equal rows are duplicates. It is another one in
             each run, so it may say nothing but which rows are equal.
         reward: float64; NaN where there is none and none is needed.
         start: int64, the record's first byte.
-        head: int64, bytes of its head.
+        head: int32, bytes of its head.
+        plain: int32, whether its prompt is a user's one message, of text.
         stop: int64, its end.
     """
 
@@ -59,11 +63,46 @@ class Index(NamedTuple):
     content: npt.NDArray[np.uint64]
     reward: npt.NDArray[np.float64]
     start: npt.NDArray[np.int64]
-    head: npt.NDArray[np.int64]
+    head: npt.NDArray[np.int32]
+    plain: npt.NDArray[np.int32]
     stop: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.prompt)
+
+
+class Batch:
+    """Converted rows in memory, on their way into a spool. It pickles.
+
+    Args:
+        lasting: hash the same in every process, which a split needs, and work in several; otherwise
+            the hashes are good for this process only, and cheaper.
+
+    Attributes:
+        size: bytes of the records.
+    """
+
+    def __init__(self, *, lasting: bool) -> None:
+        self.size = 0
+        self.parts: list[bytes] = []
+        self.columns = bytearray()
+        self._hash = digest if lasting else hash_once
+        self._prompt, self._hashed = b"", self._hash(b"")
+
+    def add(self, piece: Piece, reward: float) -> None:
+        """Append a row."""
+        prompt, head, body, plain = piece
+        if prompt != self._prompt:  # rollouts of a prompt often lie together
+            self._prompt, self._hashed = prompt, self._hash(prompt)
+        size = self.size
+        self.columns += _PACK(self._hashed, self._hash(body), reward, size, len(head), plain)
+        self.size = size + len(head) + len(body)
+        if head:
+            self.parts.append(head)
+        self.parts.append(body)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"parts": [b"".join(self.parts)]}
 
 
 class Spool:
@@ -71,18 +110,14 @@ class Spool:
 
     Args:
         folder: where the file is made, the output's.
-        lasting: hash prompts the same in every run, which a split needs; otherwise the hashes are
-            good for this run only, and cheaper.
     """
 
-    def __init__(self, folder: Path, *, lasting: bool = True) -> None:
+    def __init__(self, folder: Path) -> None:
         handle, name = tempfile.mkstemp(prefix=".rlbridge-", suffix=".partial", dir=folder)
         self.path = Path(name)
         self._file = os.fdopen(handle, "w+b", buffering=0)
-        self._parts: list[bytes] = []
-        self._size = self._written = 0
+        self._size = 0
         self._columns = bytearray()
-        self._hash = digest if lasting else hash_once
 
     def __enter__(self) -> Self:
         return self
@@ -101,28 +136,18 @@ class Spool:
         finally:
             self.path.unlink(missing_ok=True)
 
-    def add(self, piece: Piece, reward: float) -> None:
-        """Append a row."""
-        prompt, head, body = piece
-        size = self._size
-        self._columns += _PACK(self._hash(prompt), hash(body), reward, size, len(head))
-        self._size = size = size + len(head) + len(body)
-        if head:
-            self._parts.append(head)
-        self._parts.append(body)
-        if size - self._written > _BUFFER:
-            self._flush()
-
-    def _flush(self) -> None:
-        text = memoryview(b"".join(self._parts))
-        self._parts.clear()
-        self._written += len(text)
+    def append(self, batch: Batch) -> None:
+        """Append a batch's rows."""
+        columns = np.frombuffer(batch.columns, dtype=_COLUMNS).copy()
+        columns["start"] += self._size
+        self._columns += columns.tobytes()
+        self._size += batch.size
+        text = memoryview(b"".join(batch.parts))
         while text:  # a raw file may take less than it is given
             text = text[self._file.write(text) :]
 
     def index(self) -> Index:
         """The columns; nothing can be added afterwards."""
-        self._flush()
         columns = np.frombuffer(self._columns, dtype=_COLUMNS)
         start = columns["start"]
         return Index(
@@ -131,6 +156,7 @@ class Spool:
             columns["reward"],
             start,
             columns["head"],
+            columns["plain"],
             np.append(start[1:], self._size),
         )
 
@@ -155,7 +181,7 @@ class Spool:
 
 
 def hash_once(data: bytes) -> int:
-    """A 64-bit hash that is another one in each run; four times as fast as `digest`."""
+    """A 64-bit hash that is another one in each process; six times as fast as `digest`."""
     return hash(data) & 0xFFFF_FFFF_FFFF_FFFF
 
 

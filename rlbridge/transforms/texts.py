@@ -2,8 +2,8 @@
 
 from typing import Any, Final
 
+from rlbridge.transforms.harvest import SkippedRowError
 from rlbridge.transforms.messages import Message, text_of
-from rlbridge.transforms.pipeline import SkippedRowError
 from rlbridge.transforms.rejects import BadRowError
 
 
