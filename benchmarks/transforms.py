@@ -3,8 +3,10 @@
 A file of Gym rollouts (2 KB a row, four a prompt, some with reasoning, tools or failures) goes
 through each transform, through a bare `orjson` loop that reads every row and writes it again (the
 floor), and through the kind of script that documents offer: all rows in lists, the standard
-library's JSON. Each runs in a process of its own, whose peak memory is taken; the script takes a
-tenth of the rows, since it would need more memory than many machines have.
+library's JSON. Each runs in a process of its own; a transform may start workers, as the command
+line would. Peak memory is that process's peak and, for each worker, the peak of the largest one:
+an upper bound, since what they share is counted each time. CPU seconds are those of all processes.
+The script takes a tenth of the rows, since it would need more memory than many machines have.
 """
 
 import argparse
@@ -96,19 +98,21 @@ def ours(name: str) -> Callable[[Path, Path], None]:
 
     def work(source: Path, out: Path) -> None:
         from rlbridge.transforms import dpo, grpo, sft
+        from rlbridge.transforms.harvest import worthwhile_workers
         from rlbridge.transforms.pairs import Pairing
         from rlbridge.transforms.pipeline import transform
         from rlbridge.transforms.selection import Selection
 
+        workers = worthwhile_workers([source])
         if name == "grpo":
-            transform(grpo.job((source,), out, Selection(max_per_prompt=1)))
+            transform(grpo.job((source,), out, Selection(max_per_prompt=1), workers=workers))
         elif name == "sft":
-            transform(sft.job((source,), out, Selection(min_reward=0.95)))
+            transform(sft.job((source,), out, Selection(min_reward=0.95), workers=workers))
         elif name == "sft_all":
-            transform(sft.job((source,), out, Selection()))
+            transform(sft.job((source,), out, Selection(), workers=workers))
         else:
             how = Pairing()
-            dpo.transform(dpo.job((source,), out, Selection(), how), how)
+            dpo.transform(dpo.job((source,), out, Selection(), how, workers=workers), how)
 
     return work
 
@@ -168,16 +172,25 @@ WORK: dict[str, Callable[[Path, Path], None]] = {
 
 
 def child(name: str, source: Path, out: Path) -> None:
-    """Do one piece of work and print seconds and peak megabytes, imports left out of the time."""
+    """Do one piece of work and print its figures; own imports are left out of the time."""
+    workers = 0
     if not name.startswith(("floor", "script")):
         import rlbridge.transforms.dpo
         import rlbridge.transforms.grpo
         import rlbridge.transforms.sft  # noqa: F401
-    started = time.perf_counter()
+        from rlbridge.transforms.harvest import worthwhile_workers
+
+        workers = worthwhile_workers([source])
+    started, before = time.perf_counter(), sum(os.times()[:4])
     WORK[name](source, out)
-    seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000  # kB on Linux
-    print(json.dumps({"seconds": seconds, "peak_mb": peak}))
+    seconds, cpu_seconds = time.perf_counter() - started, sum(os.times()[:4]) - before
+    own, largest = (
+        resource.getrusage(who).ru_maxrss / 1000  # kB on Linux
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    peak = own + (largest * workers if workers > 1 else 0)
+    figures = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak, "workers": workers}
+    print(json.dumps(figures))
 
 
 def measure(name: str, source: Path, folder: Path) -> dict[str, float]:
@@ -209,21 +222,24 @@ def run(count: int, folder: Path) -> dict[str, Any]:
     floor(source, folder / "warm.jsonl")  # the file is in the page cache for all alike
     (folder / "warm.jsonl").unlink()
     found: dict[str, dict[str, float]] = {}
-    floors = [measure("floor", source, folder)["seconds"]]
+    floors = [measure("floor", source, folder)]
     for name in MEASURED:
         found[name] = measure(name, source, folder)
-        floors.append(measure("floor", source, folder)["seconds"])
+        floors.append(measure("floor", source, folder))
         # Against the floors right before and after it: the machine's other work comes and goes.
-        found[name]["ratio"] = found[name]["seconds"] / (sum(floors[-2:]) / 2)
+        for what, ratio in (("seconds", "ratio"), ("cpu_seconds", "cpu_ratio")):
+            found[name][ratio] = found[name][what] / (sum(one[what] for one in floors[-2:]) / 2)
     for name in ("grpo", "sft", "dpo"):
         found[f"script_{name}"] = measure(f"script_{name}", tenth, folder)
     asked = ("grpo", "sft", "dpo")
     return {
         "ratio_to_floor": {name: round(found[name]["ratio"], 3) for name in asked},
+        "cpu_ratio_to_floor": {name: round(found[name]["cpu_ratio"], 3) for name in asked},
+        "workers": int(found["grpo"]["workers"]),
         "peak_mb": round(max(found[name]["peak_mb"] for name in asked), 1),
         "_rows": count,
         "_bytes": size,
-        "_floor_rows_per_s": count / (sum(floors) / len(floors)),
+        "_floor_rows_per_s": count * len(floors) / sum(one["seconds"] for one in floors),
         "_found": found,
     }
 
@@ -231,19 +247,20 @@ def run(count: int, folder: Path) -> dict[str, Any]:
 def show(figures: dict[str, Any]) -> None:
     count = figures["_rows"]
     print(f"{count:,} rows, {figures['_bytes'] / 1e6:,.0f} MB, {os.cpu_count()} cores")
-    print(f"{'':14}{'rows/s':>10}{'to floor':>10}{'peak MB':>10}")
-    print(f"{'floor':14}{figures['_floor_rows_per_s']:>10,.0f}{1:>10.2f}")
+    print(f"{'':14}{'rows/s':>10}{'to floor':>10}{'CPU':>10}{'workers':>10}{'peak MB':>10}")
+    print(f"{'floor':14}{figures['_floor_rows_per_s']:>10,.0f}{1:>10.2f}{1:>10.2f}")
     for name, one in figures["_found"].items():
         rows = count // 10 if name.startswith("script") else count
-        ratio = f"{one['ratio']:.2f}" if "ratio" in one else ""
-        print(f"{name:14}{rows / one['seconds']:>10,.0f}{ratio:>10}{one['peak_mb']:>10,.0f}")
+        ratio = f"{one['ratio']:>10.2f}{one['cpu_ratio']:>10.2f}" if "ratio" in one else " " * 20
+        print(f"{name:14}{rows / one['seconds']:>10,.0f}{ratio}", end="")
+        print(f"{one['workers'] or 1:>10}{one['peak_mb']:>10,.0f}")
     print("script_*: a tenth of the rows; sft_all: every scored row converted and kept")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quick", action="store_true", help="50,000 rows instead of 1,000,000")
+    parser.add_argument("--quick", action="store_true", help="200,000 rows instead of 1,000,000")
     parser.add_argument("--folder", type=Path, help="where the files go, removed at the end")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -251,7 +268,7 @@ def main() -> None:
         name, source, out = arguments.child
         child(name, Path(source), Path(out))
         return
-    count = 50_000 if arguments.quick else 1_000_000
+    count = 200_000 if arguments.quick else 1_000_000
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         figures = run(count, Path(folder))
     if arguments.json:
