@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from rlbridge.cli.rollout_options import Reasoning
 from rlbridge.errors import ConfigError
 from rlbridge.transforms.messages import Style
 
@@ -55,6 +56,14 @@ def style_of(model: str) -> Style:
     field = next((name for name in _REASONING_FIELDS if _reads(tokenizer, name)), None)
     reasoning: Literal["field", "think"] = "think" if field is None else "field"
     return Style(reasoning, field or "reasoning_content", _arguments(tokenizer))
+
+
+def style_for(model: str | None, reasoning: Reasoning | None) -> Style | None:
+    """What the user says, else what the model's template reads, else the format's own default."""
+    if model is not None:
+        style = style_of(model)
+        return style if reasoning is None else Style(reasoning.value, arguments=style.arguments)
+    return None if reasoning is None else Style(reasoning.value)
 
 
 def _reads(tokenizer: Any, field: str) -> bool:

@@ -21,7 +21,6 @@ from rlbridge.cli.rollout_options import (
     MaxPerPrompt,
     Model,
     Output,
-    Reasoning,
     ReasoningOption,
     Seed,
     SftFormat,
@@ -33,13 +32,13 @@ from rlbridge.cli.rollout_options import (
     progress_bar,
     share,
 )
+from rlbridge.cli.tokenizers import style_for
+from rlbridge.cli.transform_check import check
 from rlbridge.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rlbridge.rollouts.parity import Parity
-    from rlbridge.transforms.messages import Style
     from rlbridge.transforms.pipeline import Job, Report
     from rlbridge.transforms.selection import Selection
 
@@ -94,7 +93,7 @@ def grpo(
         reward_threshold, max_reward, max_per_prompt, keep, dedupe, validation, seed
     )
     with _work(inputs, output, max_bad, workers, as_json) as more:
-        style = _style(model, None)
+        style = style_for(model, None)
         job = transform_grpo.job(
             tuple(inputs), output, selection,
             format=format.value, ground_truth=ground_truth, style=style, **more,
@@ -141,7 +140,7 @@ def sft(
         reward_threshold, max_reward, max_per_prompt, keep, dedupe, validation, seed
     )
     with _work(inputs, output, max_bad, workers, as_json) as more:
-        style = _style(model, reasoning)
+        style = style_for(model, reasoning)
         job = transform_sft.job(
             tuple(inputs), output, selection, format=format.value, style=style, **more
         )
@@ -197,7 +196,7 @@ def dpo(
     selection = _selection(None, None, 0, Keep.RANDOM, dedupe, validation, seed)
     pairing = Pairing(strategy.value, _pairs(pairs), min_gap, high_threshold, low_threshold)
     with _work(inputs, output, max_bad, workers, as_json) as more:
-        style = _style(model, reasoning)
+        style = style_for(model, reasoning)
         job = transform_dpo.job(
             tuple(inputs), output, selection, pairing, format=format.value, style=style, **more
         )
@@ -205,66 +204,7 @@ def dpo(
     _finish(job, report, model, configs, as_json)
 
 
-@app.command()
-def check(
-    inputs: Inputs,
-    model: Annotated[str, typer.Option(help="The model whose template and tokenizer train.")],
-    format: Annotated[  # noqa: A002 # the option's name
-        SftFormat, typer.Option(help="The form of the converted rows, as of `transform sft`.")
-    ] = SftFormat.OPENAI,
-    reasoning: ReasoningOption = None,
-    budget: Annotated[
-        str, typer.Option(help="Exit with status 1 if more rows differ: 0.5%, or 0.005.")
-    ] = "100%",
-    max_bad: MaxBad = "1%",
-    as_json: AsJson = False,
-) -> None:
-    """Compare what a trainer will make of each converted row with what was sampled.
-
-    \b
-    rlbridge transform check rollouts.jsonl --model Qwen/Qwen3-8B --budget 0.5%
-    """  # noqa: D301 # click reads the backspace: keep these lines
-    from rlbridge.cli.tokenizers import load_tokenizer, turn_ends
-    from rlbridge.rollouts.parity import compare
-    from rlbridge.transforms import sft as transform_sft
-    from rlbridge.transforms.reading import Reader
-    from rlbridge.transforms.rejects import Rejects
-    from rlbridge.transforms.selection import Selection
-
-    allowed = share(budget, "--budget")
-    check_inputs(inputs)
-    tokenizer = load_tokenizer(model)
-    style = _style(model, reasoning)
-    job = transform_sft.job((), Path("none.jsonl"), Selection(), format=format.value, style=style)
-    rejects = Rejects(allowed_share=share(max_bad, "--max-bad"))
-    total = sum(path.stat().st_size for path in inputs)
-    with progress_bar(total, "comparing", quiet=as_json) as advance:
-        reader = Reader(inputs, rejects=rejects, progress=advance)
-        found = compare(reader, job.convert, tokenizer, ends=turn_ends(model, tokenizer))
-    _print_parity(found, tokenizer, as_json)
-    if found.share > allowed:
-        typer.echo(f"{found.share:.2%} of the rows differ; the budget is {budget}", err=True)
-        raise typer.Exit(1)
-
-
-def _print_parity(found: "Parity", tokenizer: Any, as_json: bool) -> None:
-    from rlbridge.onpolicy.survey import picture
-
-    if as_json:
-        names = ("rows", "equal", "sampled", "prompt", "untold", "skipped")
-        document = {name: getattr(found, name) for name in names} | {"share": found.share}
-        typer.echo(json.dumps(document))
-        return
-    typer.echo(f"compared {found.rows:,} rows: {found.equal:,} train on exactly what was sampled")
-    for where, kinds in (("sampled tokens", found.sampled), ("the prompt", found.prompt)):
-        for kind, count in kinds.most_common():
-            typer.echo(f"differ   {count:,} in {where}: {kind}")
-    if found.untold:
-        typer.echo(f"no say   {found.untold:,} rows without (sound) token fields")
-    if found.skipped:
-        typer.echo(f"left out {found.skipped:,} rows that don't convert")
-    if found.first is not None:
-        typer.echo("\n" + picture(found.first, tokenizer))
+app.command()(check)
 
 
 def _selection(
@@ -283,18 +223,6 @@ def _pairs(text: str) -> Any:
     if not text.isdigit():
         raise ConfigError(f"--pairs is best, all or a number, got {text!r}")
     return int(text)
-
-
-def _style(model: str | None, reasoning: Reasoning | None) -> "Style | None":
-    """What the user says, else what the model's template reads, else the format's own default."""
-    from rlbridge.transforms.messages import Style
-
-    if model is not None:
-        from rlbridge.cli.tokenizers import style_of
-
-        style = style_of(model)
-        return style if reasoning is None else Style(reasoning.value, arguments=style.arguments)
-    return None if reasoning is None else Style(reasoning.value)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -212,7 +213,8 @@ def _results(
     try:
         for path in inputs:
             for span in _ranges(path, workers):
-                waiting.append((span, pool.submit(_harvest_range, rule, span)))
+                with _sigint_blocked():  # this may start a worker, which inherits it
+                    waiting.append((span, pool.submit(_harvest_range, rule, span)))
                 if len(waiting) > workers + 2:
                     span, future = waiting.popleft()
                     yield span, future.result()
@@ -265,9 +267,18 @@ class _Noted(Rejects):
         self.bad.append(BadLine(line, offset, error, text, lines))
 
 
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Ctrl-C is the parent's to handle: workers begin with it blocked, from their first line on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker() -> None:
-    """Ctrl-C is the parent's to handle; a worker ends when the parent is gone, even if killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker ends when its parent is gone, even if that was killed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
