@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlbridge_nemo_rl.dataset import GymDataset
     from rlbridge_nemo_rl.environment import GymEnvironment
+    from rlbridge_nemo_rl.gym_gateway import GymGateway
     from rlbridge_nemo_rl.registration import register
 
-__all__ = ["GymDataset", "GymEnvironment", "register"]
+__all__ = ["GymDataset", "GymEnvironment", "GymGateway", "register"]
 
 _HOMES = {
     "GymDataset": "rlbridge_nemo_rl.dataset",
     "GymEnvironment": "rlbridge_nemo_rl.environment",
+    "GymGateway": "rlbridge_nemo_rl.gym_gateway",
     "register": "rlbridge_nemo_rl.registration",
 }
 

@@ -16,7 +16,9 @@ import torch
 from nemo_rl.environments.nemo_gym import NemoGym
 
 from rlbridge.contracts import wire
+from rlbridge.contracts.rollout import Rollout
 from rlbridge.errors import ContractError
+from rlbridge_nemo_rl.gym_calls import GATEWAY, Calls
 from rlbridge_nemo_rl.sequences import UNTRAINED_TOKENS, contiguous
 
 WHY_INVALID = "rlbridge_invalid"
@@ -34,8 +36,10 @@ class _TolerantGym(_Plain):  # type: ignore[misc,unused-ignore]
         """As NeMo-RL's, one result a row in the rows' order; never raises for one of them."""
         found: dict[int, dict[str, Any]] = {}
         reasons: list[str] = []
+        calls = Calls(self.cfg.get(GATEWAY))
         tasks = self.rch.run_examples(
-            examples=nemo_gym_examples, head_server_config=self.head_server_config
+            examples=[calls.in_session(row) for row in nemo_gym_examples],
+            head_server_config=self.head_server_config,
         )
         for task in tasks:
             try:
@@ -44,7 +48,8 @@ class _TolerantGym(_Plain):  # type: ignore[misc,unused-ignore]
             except Exception as error:  # noqa: BLE001
                 reasons.append(f"{type(error).__name__}: {error}")
                 continue
-            found[row["_rowidx"]] = self._read(result, tokenizer)
+            found[row["_rowidx"]] = self._read(result, tokenizer, await calls.of(row))
+        await calls.forget()
         why = "; ".join(dict.fromkeys(reasons)) or "Gym gave no result"
         results = [
             found.get(number) or {"full_result": {WHY_INVALID: why}, "message_log": []}
@@ -54,11 +59,12 @@ class _TolerantGym(_Plain):  # type: ignore[misc,unused-ignore]
         invalid = sum(WHY_INVALID in result["full_result"] for result in results)
         return results, {"gym/valid": float(len(results) - invalid), "gym/invalid": float(invalid)}
 
-    def _read(self, result: Any, tokenizer: Any) -> dict[str, Any]:
+    def _read(self, result: Any, tokenizer: Any, calls: Rollout | str | None) -> dict[str, Any]:
         """One agent's answer as NeMo-RL reads it, or the reason why it can't be trained on."""
-        why = why_invalid(result)
+        why = why_invalid(result) or (calls if isinstance(calls, str) else "")
+        captured = calls if isinstance(calls, Rollout) else None
         try:
-            mended = None if why else contiguous(result)
+            mended = None if why else contiguous(result, captured)
         except ContractError as error:
             mended, why = None, str(error)
         if mended is None:

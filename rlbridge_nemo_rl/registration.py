@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from rlbridge.errors import PluginError
+from rlbridge_nemo_rl.gym_gateway import ActorBehind, GymGateway
 from rlbridge_nemo_rl.processor import PROCESSOR, process_row
 from rlbridge_nemo_rl.validity import InvalidShare, ValidAdvantages, settle
 
@@ -33,6 +34,7 @@ def register(
     max_invalid_share: float = 0.5,
     invalid_window_steps: int = 3,
     around_rollout: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    gateway: GymGateway | None = None,
 ) -> None:
     """Make `rlbridge_gym` known to NeMo-RL. Call it before `setup_response_data`; twice is once.
 
@@ -41,6 +43,8 @@ def register(
             rewards of the last steps is invalid.
         invalid_window_steps: how many steps that share is taken over.
         around_rollout: entered around each rollout of this process, to watch it.
+        gateway: stands between Gym's agents and NeMo-RL's server on NeMo-RL's own Gym path; None
+            leaves them to each other.
 
     Raises:
         PluginError: this NeMo-RL lacks a function that rewards pass through.
@@ -55,12 +59,15 @@ def register(
     ACTOR_ENVIRONMENT_REGISTRY[ENVIRONMENT_CLASS] = PY_EXECUTABLES.SYSTEM
     if PROCESSOR not in PROCESSOR_REGISTRY:
         register_processor(PROCESSOR, process_row)
-    mask_missing_rewards(InvalidShare(max_invalid_share, invalid_window_steps), around_rollout)
-    _put_tolerant_gym()
+    share = InvalidShare(max_invalid_share, invalid_window_steps)
+    mask_missing_rewards(share, around_rollout, gateway)
+    _put_tolerant_gym(gateway)
 
 
 def mask_missing_rewards(
-    share: InvalidShare, around_rollout: Callable[[], AbstractContextManager[None]]
+    share: InvalidShare,
+    around_rollout: Callable[[], AbstractContextManager[None]],
+    gateway: GymGateway | None = None,
 ) -> None:
     """Put `settle` behind NeMo-RL's rollouts and `ValidAdvantages` around its estimators.
 
@@ -78,18 +85,20 @@ def mask_missing_rewards(
         setattr(grpo, name, _settled(_plain(original), around_rollout))
     if hasattr(grpo, _GYM_ROLLOUT):
         original = _plain(getattr(grpo, _GYM_ROLLOUT))
-        setattr(grpo, _GYM_ROLLOUT, _settled(original, around_rollout))
+        rollout = original if gateway is None else gateway.around(original)
+        setattr(grpo, _GYM_ROLLOUT, _around(original, _settled(rollout, around_rollout)))
     if hasattr(grpo, _ESTIMATOR):
         setattr(grpo, _ESTIMATOR, _estimating(_plain(getattr(grpo, _ESTIMATOR)), share))
 
 
-def _put_tolerant_gym() -> None:
+def _put_tolerant_gym(gateway: GymGateway | None) -> None:
     """Let `setup` make our actor for NeMo-RL's own Gym path, in the same Python environment."""
     grpo = importlib.import_module("nemo_rl.algorithms.grpo")
     if hasattr(grpo, "NemoGym"):
         from rlbridge_nemo_rl.gym_agents import TolerantGym
 
-        setattr(grpo, "NemoGym", TolerantGym)  # noqa: B010 # a module's name, unknown to types
+        actor = TolerantGym if gateway is None else ActorBehind(gateway, TolerantGym)
+        setattr(grpo, "NemoGym", actor)  # noqa: B010 # a module's name, unknown to types
 
 
 def _plain(function: Any) -> Any:

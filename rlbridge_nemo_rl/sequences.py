@@ -13,8 +13,9 @@ import numpy as np
 
 from rlbridge.contracts import wire
 from rlbridge.contracts.codecs.gym import turns_from_response
-from rlbridge.contracts.rollout import Rollout
+from rlbridge.contracts.rollout import Rollout, Turn
 from rlbridge.contracts.sequence import TrainingSequence
+from rlbridge.errors import ContractError
 from rlbridge.onpolicy.build import build
 
 UNTRAINED_TOKENS = "rlbridge_untrained_tokens"
@@ -48,11 +49,13 @@ def longest(sequences: Sequence[TrainingSequence]) -> TrainingSequence | None:
     return max(reversed(trained), key=lambda sequence: sequence.trained_tokens, default=None)
 
 
-def contiguous(result: Mapping[str, Any]) -> dict[str, Any] | None:
+def contiguous(result: Mapping[str, Any], captured: Rollout | None = None) -> dict[str, Any] | None:
     """An agent's result with token fields that pass NeMo-RL's assert.
 
     Args:
         result: of `/run`: `response.output` with token fields; left unchanged.
+        captured: its calls as our gateway saw them, which count then: an agent's output lacks
+            those of sub-agents and of histories it has dropped.
 
     Returns:
         A result whose token fields are one sequence's; the items that carried the others keep
@@ -63,7 +66,10 @@ def contiguous(result: Mapping[str, Any]) -> dict[str, Any] | None:
         ContractError: an item has some of the token fields, or they break their contract.
     """
     response = result[wire.RESPONSE]
-    turns = turns_from_response({"output": [_filled(item) for item in response["output"]]})
+    if captured is None:
+        turns = told = _turns(response)
+    else:
+        turns, told = captured.turns, _told(response)
     if not turns:
         return None
     built = build(Rollout("result", turns))
@@ -71,13 +77,37 @@ def contiguous(result: Mapping[str, Any]) -> dict[str, Any] | None:
     if chosen is None:
         return None
     output = list(response["output"])
-    if not _already(chosen, turns, built.trained_tokens):
+    if not (_same(told, turns) and _already(chosen, turns, built.trained_tokens)):
         output = [
             {key: value for key, value in item.items() if key not in wire.TOKEN_FIELDS}
             for item in output
         ] + output_items(chosen)
     left = built.trained_tokens - chosen.trained_tokens
     return {**result, wire.RESPONSE: {**response, "output": output}, UNTRAINED_TOKENS: left}
+
+
+def _turns(response: Mapping[str, Any]) -> tuple[Turn, ...]:
+    return turns_from_response({"output": [_filled(item) for item in response["output"]]})
+
+
+def _told(response: Mapping[str, Any]) -> tuple[Turn, ...]:
+    """The calls that the output tells of; none where it tells of them badly."""
+    try:
+        return _turns(response)
+    except ContractError:
+        return ()
+
+
+def _same(told: Sequence[Turn], turns: Sequence[Turn]) -> bool:
+    """Whether the output carries exactly these calls' tokens."""
+    return told is turns or (
+        len(told) == len(turns)
+        and all(
+            np.array_equal(one.token_ids, other.token_ids)
+            and np.array_equal(one.sampled_ids, other.sampled_ids)
+            for one, other in zip(told, turns, strict=True)
+        )
+    )
 
 
 def _filled(item: Mapping[str, Any]) -> Mapping[str, Any]:

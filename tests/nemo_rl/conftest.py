@@ -80,12 +80,11 @@ def registered(cluster: None) -> None:
     register()
 
 
-class ThreadedGym:
-    """A `GymServer` on a loop of its own, for code that blocks."""
+class Threaded:
+    """A fake server on a loop of its own, for code that blocks."""
 
-    def __init__(self, behaviour: Behaviour) -> None:
-        self.behaviour = behaviour
-        self._server = GymServer(behaviour)
+    def __init__(self, server: Any) -> None:
+        self._server = server
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -93,7 +92,7 @@ class ThreadedGym:
 
     @property
     def url(self) -> str:
-        return self._server.url
+        return str(self._server.url)
 
     def _run(self, work: Any) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
@@ -103,6 +102,14 @@ class ThreadedGym:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+
+
+class ThreadedGym(Threaded):
+    """A `GymServer` for code that blocks."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self.behaviour = behaviour
+        super().__init__(GymServer(behaviour))
 
 
 @pytest.fixture

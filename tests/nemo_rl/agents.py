@@ -1,0 +1,97 @@
+"""What stands for Gym in NeMo-RL's Gym path: its collector, and agents that ask over HTTP."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import httpx
+
+from rlbridge.contracts import wire
+from rlbridge.testing import ByteTokenizer
+
+USER = {"role": "user", "content": "Hi"}
+MORE = {"role": "user", "content": "More"}
+
+
+class Agents:
+    """Agents of several habits, which ask the policy at a base URL as Gym's model server does.
+
+    `row["agent"]`: `plain` asks twice; `rewrites` changes its history in between; `sub_agent` also
+    asks about something else, which its output doesn't show; `no_metadata` doesn't hand the row's
+    metadata on; `fails` raises.
+    """
+
+    def __init__(self, base_url: str) -> None:
+        self._base_url = base_url
+
+    def run_examples(self, examples: Sequence[dict[str, Any]], head_server_config: Any) -> Any:
+        return self._tasks(examples)
+
+    def _tasks(self, examples: Sequence[dict[str, Any]]) -> Iterator[Any]:
+        async def one(row: dict[str, Any]) -> Any:
+            if row["agent"] == "fails":
+                raise RuntimeError("500 from /run")
+            async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
+                return row, await self._rollout(http, row)
+
+        return (one(row) for row in examples)
+
+    async def _rollout(self, http: httpx.AsyncClient, row: dict[str, Any]) -> dict[str, Any]:
+        kind = row["agent"]
+        first = await self._ask(http, row, [USER])
+        shown = {**first, "content": "something else"} if kind == "rewrites" else first
+        second = await self._ask(http, row, [USER, shown, MORE])
+        if kind == "sub_agent":
+            await self._ask(http, row, [{"role": "user", "content": "Do this for me"}])
+        return {
+            "responses_create_params": row["responses_create_params"],
+            "response": {"output": [_item(first), _item(second)]},
+            "reward": 1.0,
+        }
+
+    async def _ask(
+        self, http: httpx.AsyncClient, row: dict[str, Any], messages: list[Any]
+    ) -> dict[str, Any]:
+        params = row["responses_create_params"]
+        metadata = None if row["agent"] == "no_metadata" else params.get("metadata")
+        body = {
+            "model": "tiny",
+            "messages": messages,
+            "temperature": params["temperature"],
+            "max_tokens": params["max_output_tokens"],
+            "metadata": metadata,
+        }
+        answer = await http.post(f"{self._base_url}/chat/completions", json=body)
+        answer.raise_for_status()
+        message: dict[str, Any] = answer.json()["choices"][0]["message"]
+        return message
+
+
+def _item(message: dict[str, Any]) -> dict[str, Any]:
+    text = {"type": "output_text", "text": message["content"], "annotations": []}
+    fields = {name: message[name] for name in wire.TOKEN_FIELDS if name in message}
+    return {"type": "message", "role": "assistant", "content": [text], **fields}
+
+
+def hf_byte_tokenizer() -> Any:
+    """`ByteTokenizer` as Hugging Face has tokenizers: the same IDs, the same rendering."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    ours = ByteTokenizer()
+    vocab = {character: byte for byte, character in bytes_to_unicode().items()}
+    core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    marks = ours.added_tokens_decoder.values()
+    core.add_tokens(
+        [AddedToken(mark.content, special=mark.special, normalized=False) for mark in marks]
+    )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=ours.eos_token, pad_token="<|endoftext|>"
+    )
+    made.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    return made
