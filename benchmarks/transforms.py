@@ -260,7 +260,7 @@ def show(figures: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quick", action="store_true", help="200,000 rows instead of 1,000,000")
+    parser.add_argument("--quick", action="store_true", help="50,000 rows instead of 1,000,000")
     parser.add_argument("--folder", type=Path, help="where the files go, removed at the end")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -268,7 +268,7 @@ def main() -> None:
         name, source, out = arguments.child
         child(name, Path(source), Path(out))
         return
-    count = 200_000 if arguments.quick else 1_000_000
+    count = 50_000 if arguments.quick else 1_000_000
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         figures = run(count, Path(folder))
     if arguments.json:
