@@ -81,6 +81,9 @@ def _actor(config: RunConfig) -> dict[str, Any]:
         f"{actor}.ppo_mini_batch_size": config.rollout.prompts_per_step
         // algorithm.updates_per_step,
         f"{actor}.ppo_micro_batch_size_per_gpu": config.rollout.samples_per_prompt,
+        # verl appends its rows of padding: unshuffled, the last update of a step could be left
+        # with a few trajectories, at the weight of a whole one.
+        f"{actor}.shuffle": True,
         f"{actor}.data_loader_seed": config.trainer.seed,
     }
 

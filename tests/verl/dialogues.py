@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ def counter_policy() -> Any:
         return importlib.import_module("counter_policy")
     finally:
         sys.path.remove(str(EXAMPLES))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 @functools.cache

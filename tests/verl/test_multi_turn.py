@@ -1,7 +1,6 @@
 """Real verl, real vLLM and real NeMo Gym environments with tools and state."""
 
 import json
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from rlbridge.testing.real_servers import (
     why_unavailable,
 )
 from tests.verl.conftest import TrainingRun
+from tests.verl.dialogues import free_port
 
 pytestmark = [
     pytest.mark.verl,
@@ -84,9 +84,7 @@ def test_gyms_own_agent_trains_through_run_and_the_run_stops_when_the_engine_die
 ) -> None:
     rows = rows_of(counter, "counter.jsonl")
     (tmp_path / "rows").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with (
         running_nemo_gym("example_session_state_mgmt") as resources,
         running_vllm_model(f"http://127.0.0.1:{port}/v1", "policy") as (model, _),
@@ -121,7 +119,7 @@ def test_gyms_own_agent_trains_through_run_and_the_run_stops_when_the_engine_die
     assert max(step["gym/turns/mean"] for step in steps) > 1.5
 
 
-def test_verls_async_trainer_goes_on_with_rollouts_that_a_weight_sync_interrupted(
+def test_verls_async_trainer_trains_on_rollouts_begun_with_older_weights(
     training: Callable[..., TrainingRun], counter: Path, tmp_path: Path
 ) -> None:
     rows = rows_of(counter, "counter.jsonl")

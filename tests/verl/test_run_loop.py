@@ -1,7 +1,5 @@
 """Gym's own agent through `/run`, with verl's server manager behind our gateway."""
 
-import asyncio
-import socket
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -9,11 +7,6 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route
 
 pytest.importorskip("verl", reason="the verl extra is not installed: make setup")
 
@@ -29,7 +22,8 @@ from rlbridge.testing.real_servers import (
     running_vllm_model,
     why_unavailable,
 )
-from tests.verl.dialogues import call, counter_row
+from tests.verl.compacting import CompactingAgent
+from tests.verl.dialogues import call, counter_row, free_port
 from tests.verl.test_agent_loop import TOKENIZER, ScriptedManager, ids, loop_of
 
 pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore")]
@@ -46,43 +40,6 @@ def stack() -> Iterator[tuple[str, int]]:
         running_simple_agent(resources, model) as agent,
     ):
         yield agent, port
-
-
-class CompactingAgent:
-    """An agent that asks twice about different histories, as one that compacts its context."""
-
-    def __init__(self, policy_port: int) -> None:
-        self._policy = f"http://127.0.0.1:{policy_port}/v1/chat/completions"
-        app = Starlette(routes=[Route("/run", self._run, methods=["POST"])])
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-
-    async def __aenter__(self) -> str:
-        self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        await self._serving
-
-    async def _run(self, request: Request) -> JSONResponse:
-        params = (await request.json())["responses_create_params"]
-        async with httpx.AsyncClient() as client:
-            for text in ("Add 2 then 3.", "So far: 2 added. Add 3."):
-                body = {
-                    "model": "policy",
-                    "messages": [{"role": "user", "content": text}],
-                    "metadata": params["metadata"],
-                }
-                (await client.post(self._policy, json=body)).raise_for_status()
-        return JSONResponse({"reward": 0.5})
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def run_loop(manager: Any, stack: tuple[str, int]) -> NeMoGymRunAgentLoop:
@@ -133,8 +90,8 @@ async def test_an_agent_that_compacts_its_history_gives_several_trajectories() -
     port = free_port()
     answers = [ids(call(2)), ids(call(3))]
     manager = ScriptedManager(answers)
-    async with CompactingAgent(port) as agent:
-        outputs = await run_loop(manager, (agent, port)).run(SAMPLING, **fields_of(0))
+    async with CompactingAgent(port, [(2, 0.5)]) as agent:
+        outputs = await run_loop(manager, (agent.url, port)).run(SAMPLING, **fields_of(0))
     assert [output.response_ids for output in outputs] == answers
     assert [output.prompt_ids for output in outputs] == manager.prompts
     assert {output.reward_score for output in outputs} == {0.5}
