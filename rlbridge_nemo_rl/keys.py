@@ -66,7 +66,8 @@ def refuse(config: RunConfig) -> None:
         (
             config.agent.loop == "run",
             "agent.loop=run: NeMo-RL starts Gym's agents by itself, from the YAML of its own Gym "
-            "path; see docs/nemo_rl.md, or use agent.loop=tools",
+            "path; launch that with register(gateway=...), see docs/nemo_rl.md, or use "
+            "agent.loop=tools",
         ),
         (
             config.agent.workers != 1,
