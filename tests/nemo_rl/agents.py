@@ -1,12 +1,18 @@
 """What stands for Gym in NeMo-RL's Gym path: its collector, and agents that ask over HTTP."""
 
+import contextlib
+import json
+import subprocess
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+import rlbridge.testing
 from rlbridge.contracts import wire
 from rlbridge.testing import ByteTokenizer
+from rlbridge.testing.real_servers import SERVERS, nemo_gym_python
 
 USER = {"role": "user", "content": "Hi"}
 MORE = {"role": "user", "content": "More"}
@@ -64,6 +70,46 @@ class Agents:
         answer.raise_for_status()
         message: dict[str, Any] = answer.json()["choices"][0]["message"]
         return message
+
+
+class RunningAgent:
+    """One of Gym's own agents, asked at `/run` as Gym's collector asks it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def run_examples(self, examples: Sequence[dict[str, Any]], head_server_config: Any) -> Any:
+        async def one(row: dict[str, Any]) -> Any:
+            async with httpx.AsyncClient(timeout=120, trust_env=False) as http:
+                answer = await http.post(f"{self._url}/run", json=row)
+                answer.raise_for_status()
+                return row, answer.json()
+
+        return (one(row) for row in examples)
+
+
+@contextlib.contextmanager
+def running_agent(policy_url: str, resources: str) -> Iterator[str]:
+    """Base URL of Gym's simple_agent with its own model server and a resources server."""
+    script = Path(__file__).parents[1] / "gateway" / "gym_stack.py"
+    spec = {
+        "build": str(Path(rlbridge.testing.__file__).parent),
+        "resources": {resources: SERVERS[resources]},
+        "models": {"gateway": f"{policy_url}/v1"},
+        "model": "tiny",
+    }
+    command = [str(nemo_gym_python()), str(script), json.dumps(spec)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as stack:
+        assert stack.stdout is not None
+        assert stack.stdin is not None
+        line = next((text for text in stack.stdout if text.startswith("{")), "")
+        assert line, "Gym's servers did not start"
+        address = json.loads(line)[f"{resources}/gateway"]
+        yield f"http://{address['host']}:{address['port']}"
+        stack.stdin.close()
+        stack.wait(30)
 
 
 def _item(message: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import importlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +11,16 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.lessons import RIGHT
+from benchmarks.lessons import rows as lessons
 from rlbridge.errors import ConfigError, RunError
+from rlbridge.gateway.captures import captured_rollouts
 from rlbridge.testing import ByteTokenizer
+from rlbridge.testing.real_servers import why_unavailable
 from rlbridge.testing.vllm_requests import Exact
 from rlbridge.testing.vllm_server import VllmServer
 from rlbridge_nemo_rl.gym_gateway import GymGateway, check
-from tests.nemo_rl.agents import MORE, USER, Agents, hf_byte_tokenizer
+from tests.nemo_rl.agents import MORE, USER, Agents, RunningAgent, hf_byte_tokenizer, running_agent
 from tests.nemo_rl.conftest import Threaded
 
 OURS = ByteTokenizer()
@@ -26,8 +30,13 @@ GENERATION = {
 }  # fmt: skip
 
 
+BOXED = "\\boxed{B}"
+
+
 def answer(prompt: list[int]) -> str:
     text = OURS.decode(prompt)
+    if RIGHT in text:
+        return BOXED
     if "Do this" in text:
         return "A longer answer of a sub-agent, which trains more tokens than the others."
     return "Second." if "More" in text else "First."
@@ -131,7 +140,29 @@ def test_a_second_rollout_finds_the_engines_again(
         assert batch["reward_valid"].tolist() == [True, True]
 
 
-def made_by_setup(gateway: GymGateway) -> Any:
+@pytest.mark.nemo_rl
+@pytest.mark.skipif(bool(why_unavailable()), reason=why_unavailable())
+def test_gyms_own_agent_and_model_server_keep_the_session(
+    cluster: None,
+    engine: VllmServer,
+    policy: Any,
+    gateway: GymGateway,
+    byte_tokenizer: tuple[Any, Path],
+) -> None:
+    """Gym 0.4.0's simple_agent, vllm_model and mcqa, in their own Python."""
+    with running_agent(gateway.url, "mcqa") as url:
+        actor = made_by_setup(gateway, url)
+        rows = [{**row, "agent_ref": {"name": "a"}} for row in lessons()["mcqa"]]
+        batch, _ = rollout(policy, byte_tokenizer[0], actor, rows=rows)
+    assert batch["reward_valid"].tolist() == [True, True]
+    assert batch["total_reward"].tolist() == [1.0, 0.0]
+    for log, said in zip(batch["message_log"], (BOXED, "First."), strict=True):
+        assert sampled(log) == [f"{said}<|im_end|>"]
+    rollouts = list(captured_rollouts(gateway._folder / "calls"))
+    assert [len(found.turns) for found in rollouts] == [1, 1]  # each in a session of its own
+
+
+def made_by_setup(gateway: GymGateway, agent: str | None = None) -> Any:
     """The actor as NeMo-RL's `setup` makes it, but for Gym, which isn't in this environment."""
     import ray
 
@@ -140,7 +171,8 @@ def made_by_setup(gateway: GymGateway) -> Any:
 
     class WithoutGym(_TolerantGym):
         def _spinup(self) -> None:
-            self.rch, self.head_server_config = Agents(self.cfg["base_urls"][0]), None
+            self.rch = RunningAgent(agent) if agent else Agents(self.cfg["base_urls"][0])
+            self.head_server_config = None
 
     behind = ActorBehind(gateway, ray.remote(WithoutGym))
     actor = behind.options(num_cpus=0).remote({"base_urls": [None], "model_name": "tiny"})
@@ -148,12 +180,14 @@ def made_by_setup(gateway: GymGateway) -> Any:
     return actor
 
 
-def rollout(policy: Any, tokenizer: Any, actor: Any, kinds: list[str]) -> Any:
+def rollout(
+    policy: Any, tokenizer: Any, actor: Any, kinds: Sequence[str] = (), rows: Any = None
+) -> Any:
     """NeMo-RL's own Gym rollout, as a launcher that registered the gateway calls it."""
     from nemo_rl.algorithms import grpo
     from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
-    rows = [
+    rows = rows or [
         {"responses_create_params": {"input": [USER]}, "agent_ref": {"name": "a"}, "agent": kind}
         for kind in kinds
     ]
