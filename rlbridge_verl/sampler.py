@@ -217,12 +217,14 @@ class ValidRewardSamplerAsync(_Counting, ReplayBufferAsync):
         thin = {uid for uid, samples in failed.items() if len(samples) < least}
         return stale, set(), thin, Counter()
 
-    def _evict_terminal_groups(self, global_steps: int, partition_id: str, reasons: Any) -> Any:
-        thin = reasons[2]
+    def _evict_terminal_groups(
+        self, global_steps: int, partition_id: str, eviction_reasons: Any
+    ) -> Any:
+        thin = eviction_reasons[2]
         if thin:
             counted = self._count(partition_id, thin, group_size=self._group_size)
             self._census += counted + Census(lone=counted.present)
-        return super()._evict_terminal_groups(global_steps, partition_id, reasons)
+        return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)
 
     def _select_prompt_uids(self, partition_id: str, keys: set[str], batch_size: int) -> Any:
         selected = super()._select_prompt_uids(partition_id, keys, batch_size)
