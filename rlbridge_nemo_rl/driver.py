@@ -22,6 +22,7 @@ from rlbridge.errors import ConfigError, RLBridgeError, RunError
 from rlbridge.launch import processes
 from rlbridge_nemo_rl import versions
 from rlbridge_nemo_rl.backend import METRICS
+from rlbridge_nemo_rl.lending import lent_source
 from rlbridge_nemo_rl.processor import INDEX, OVERLONG, SPLIT
 from rlbridge_nemo_rl.record import Record
 from rlbridge_nemo_rl.stall import StallWatch
@@ -63,7 +64,7 @@ class Driver:
         logger = versions.section(config, "logger")
         logger["log_dir"] = get_next_experiment_dir(logger["log_dir"])
         self.note("imported")
-        lend_source(self._run_dir)
+        os.environ["PYTHONPATH"] = lent_source(self._run_dir)
         init_ray()
         self.note("ray_ready")
         {"grpo": self._grpo, "sft": self._sft, "dpo": self._dpo}[algorithm](config)
@@ -134,25 +135,6 @@ class Driver:
             policy, dataloader, val_dataloader, tokenizer, loss_fn, config, record, checkpointer,
             state,
         )  # fmt: skip
-
-
-def lend_source(run_dir: Path) -> None:
-    """Let workers of other Python environments import our packages, by PYTHONPATH.
-
-    NeMo-RL forwards it. A folder that holds links to our packages alone: a whole site-packages
-    on the path would put its other libraries before the workers' own.
-    """
-    import rlbridge
-    import rlbridge_nemo_rl
-
-    folder = (run_dir / "python").resolve()
-    folder.mkdir(exist_ok=True)
-    for package in (rlbridge, rlbridge_nemo_rl):
-        link = folder / package.__name__
-        link.unlink(missing_ok=True)
-        link.symlink_to(Path(str(package.__file__)).resolve().parent)
-    paths = [str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
 
 
 def refuse_overlong(dataset: Any) -> None:

@@ -28,6 +28,7 @@ from rlbridge.engines.registry import RegistryEntry, publish, without_nulls
 from rlbridge.errors import ConfigError, RunError
 from rlbridge_nemo_rl import versions
 from rlbridge_nemo_rl.gym_calls import GATEWAY, ask
+from rlbridge_nemo_rl.lending import lent_source
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.2
@@ -59,9 +60,9 @@ class GymGateway:
         port: int = 0,
         ready_timeout_s: float = 600.0,
     ) -> None:
-        self._folder = folder.resolve()
-        self._engines = self._folder / "engines.json"
-        self._log = self._folder / "gateway.log"
+        self.folder = folder.resolve()
+        self._engines = self.folder / "engines.json"
+        self._log = self.folder / "gateway.log"
         self._model = model
         self._ready_timeout_s = ready_timeout_s
         self._wait_for_all = True
@@ -79,7 +80,7 @@ class GymGateway:
             },
             "tokenizer": tokenizer,
             "sampling": {"mode": "trainer", **only},
-            "capture": {"folder": str(self._folder / "calls")},
+            "capture": {"folder": str(self.folder / "calls")},
             "port": int(self.url.rpartition(":")[2]),
         }
 
@@ -111,9 +112,9 @@ class GymGateway:
         """Start the process; it waits for engines. Started once, whatever the number of calls."""
         if self._process is not None:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._publish(())
-        path = self._folder / "gateway.yaml"
+        path = self.folder / "gateway.yaml"
         path.write_text(yaml.safe_dump(self._config, sort_keys=False), encoding="utf-8")
         command = [sys.executable, "-m", "rlbridge", "gateway", "serve", str(path)]
         with self._log.open("ab") as log:
@@ -216,14 +217,19 @@ class ActorBehind:
         self._actor = actor
 
     def options(self, **options: Any) -> "ActorBehind":
-        """With Ray's options; always on this node, where the gateway is on loopback."""
+        """With Ray's options; always on this node, where the gateway is on loopback.
+
+        Its Python environment is NeMo-RL's for Gym, so our packages go along by PYTHONPATH.
+        """
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return ActorBehind(
-            self._gateway, self._actor.options(**options | {"scheduling_strategy": here})
-        )
+        runtime = dict(options.get("runtime_env") or {})
+        source = {"PYTHONPATH": lent_source(self._gateway.folder)}
+        runtime["env_vars"] = {**runtime.get("env_vars", {}), **source}
+        ours = {"scheduling_strategy": here, "runtime_env": runtime}
+        return ActorBehind(self._gateway, self._actor.options(**options | ours))
 
     def remote(self, config: Mapping[str, Any]) -> Any:
         """The actor, given the gateway's URL in the place of the engines'."""

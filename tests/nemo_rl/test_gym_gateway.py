@@ -1,6 +1,7 @@
 """NeMo-RL's Gym path with our gateway between Gym's agents and a fake of its vLLM server."""
 
 import importlib
+import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -123,7 +124,7 @@ def test_gyms_agents_roll_out_through_the_gateway(
     assert prefixes  # what was sampled is sent back as it was
     time.sleep(1.5)  # the gateway's looks at its engines come every half second
     assert len(engine.generations) <= asked
-    assert list((gateway._folder / "calls").iterdir())  # every call is on disk
+    assert list((gateway.folder / "calls").iterdir())  # every call is on disk
 
 
 @pytest.mark.nemo_rl
@@ -158,7 +159,7 @@ def test_gyms_own_agent_and_model_server_keep_the_session(
     assert batch["total_reward"].tolist() == [1.0, 0.0]
     for log, said in zip(batch["message_log"], (BOXED, "First."), strict=True):
         assert sampled(log) == [f"{said}<|im_end|>"]
-    rollouts = list(captured_rollouts(gateway._folder / "calls"))
+    rollouts = list(captured_rollouts(gateway.folder / "calls"))
     assert [len(found.turns) for found in rollouts] == [1, 1]  # each in a session of its own
 
 
@@ -174,9 +175,14 @@ def made_by_setup(gateway: GymGateway, agent: str | None = None) -> Any:
             self.rch = RunningAgent(agent) if agent else Agents(self.cfg["base_urls"][0])
             self.head_server_config = None
 
+        def path(self) -> str:
+            return os.environ["PYTHONPATH"]
+
     behind = ActorBehind(gateway, ray.remote(WithoutGym))
     actor = behind.options(num_cpus=0).remote({"base_urls": [None], "model_name": "tiny"})
     ray.get(actor._spinup.remote())
+    # Another Python environment, as NeMo-RL's for Gym is, finds our packages.
+    assert ray.get(actor.path.remote()).startswith(str(gateway.folder / "python"))
     return actor
 
 
