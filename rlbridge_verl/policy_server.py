@@ -93,7 +93,9 @@ def agent_of_this_worker(agents: tuple[AgentAddress, ...]) -> AgentAddress:
     Raises:
         ConfigError: there are fewer agents than workers.
     """
-    name = ray.get_runtime_context().get_actor_name() or "agent_loop_worker_0"
+    # Outside an actor, asking would start a Ray of its own, on every interface.
+    own = ray.get_runtime_context().get_actor_name() if ray.is_initialized() else None
+    name = own or "agent_loop_worker_0"
     number = int(name.removeprefix("agent_loop_worker_").partition("_")[0])
     if number >= len(agents):
         raise ConfigError(

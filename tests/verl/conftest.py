@@ -27,6 +27,14 @@ A_STEP = 16
 RUN_TIMEOUT_S = 900
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_is_left_running() -> Iterator[None]:
+    """Ray starts itself when it is asked for anything: on every interface, and for all tests."""
+    yield
+    ray = sys.modules.get("ray")
+    assert ray is None or not ray.is_initialized(), "a test of this module left Ray running"
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `policy/` and `data/`; hardly warmed up, since nobody looks at its answers."""
