@@ -68,6 +68,12 @@ def _refuse(config: RunConfig) -> None:
             "verl.algorithm.filter_groups.enable: verl leaves group filtering to its own sampler, "
             "and rlbridge's takes its place; remove it"
         )
+    estimator = flatten(config.verl).get("algorithm.adv_estimator", config.algorithm.name)
+    if estimator != config.algorithm.name and config.agent.loop == "run":
+        raise ConfigError(
+            f"verl.algorithm.adv_estimator={estimator}: with agent.loop=run a rollout may have "
+            "several trajectories, and only grpo counts it once in the baseline; remove it"
+        )
     if config.rollout.prompts_per_step % config.algorithm.updates_per_step:
         raise ConfigError(
             f"algorithm.updates_per_step: {config.algorithm.updates_per_step} updates can't split "

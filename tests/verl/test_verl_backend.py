@@ -118,6 +118,15 @@ def test_what_verl_cannot_honour_is_refused(tmp_path: Path, override: str, words
         VerlBackend().compile(_config(tmp_path, "trainer.device=cpu", override), tmp_path)
 
 
+def test_an_estimator_that_counts_trajectories_is_refused_where_a_rollout_has_several(
+    tmp_path: Path,
+) -> None:
+    other = "verl.algorithm.adv_estimator=rloo"
+    with pytest.raises(ConfigError, match="adv_estimator=rloo"):
+        VerlBackend().compile(_config(tmp_path, "agent.loop=run", other), tmp_path)
+    VerlBackend().compile(_config(tmp_path, other), tmp_path)
+
+
 def test_an_async_trainer_gets_its_sampler_and_importance_weights(tmp_path: Path) -> None:
     composed = _composed(tmp_path, "verl.trainer.v1.trainer_mode=colocate_async")
     assert composed.trainer.v1.trainer_mode == "colocate_async"
