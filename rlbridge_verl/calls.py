@@ -123,12 +123,15 @@ class ServerCalls:
         return await call(self.request_id, prompt_ids=prompt_ids, sampling_params=sampling)
 
 
+# Processed logprobs of vLLM may exceed 0 by a rounding of float32; more is no logprob, and refused.
+_ROUNDING = 1e-4
+
+
 def _span(output: Any) -> SampledSpan:
     logprobs: Sequence[float | None] = output.log_probs or [None] * len(output.token_ids)
     version = output.extra_fields.get("global_steps")
     return SampledSpan(
         output.token_ids,
-        # Processed logprobs of vLLM may exceed 0 by a rounding of float32.
-        [None if one is None else min(float(one), 0.0) for one in logprobs],  # type: ignore[arg-type]
+        [0.0 if one is not None and 0 < one < _ROUNDING else one for one in logprobs],  # type: ignore[arg-type]
         policy_version=None if version is None else int(version),
     )

@@ -79,7 +79,7 @@ class Census:
             "gym/engine_failed": float(self.failures[ENGINE_FAILED]),
             "gym/unexplained": float(self.unexplained),
             "gym/lone_survivors": float(self.lone),
-            "gym/valid_share": self.present / self.expected if self.expected else 0.0,
+            **({"gym/valid_share": self.present / self.expected} if self.expected else {}),
             **{f"gym/invalid/{kind}": float(count) for kind, count in invalid.items()},
         }
 
@@ -118,7 +118,9 @@ def note_validity(batch: Any, census: Census) -> None:
 
     verl logs nothing of a validation batch but what stands in `reward_extra_info`.
     """
-    share = census.present / census.expected if census.expected else 0.0
+    if not census.expected:
+        return
+    share = census.present / census.expected
     data = tq.kv_batch_get(
         keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"]
     )

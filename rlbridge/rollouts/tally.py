@@ -37,6 +37,7 @@ class Tally:
         self._clock = clock
         self._began = clock()
         self._reward_sum = 0.0
+        self._rewarded = 0
 
     def count(self, outcome: Outcome) -> None:
         """Count a rollout that was kept."""
@@ -46,7 +47,9 @@ class Tally:
             return
         self.done += 1
         self.untraced += not outcome.traced
-        self._reward_sum += outcome.reward or 0.0
+        if outcome.reward is not None:
+            self._reward_sum += outcome.reward
+            self._rewarded += 1
 
     @property
     def elapsed_s(self) -> float:
@@ -61,8 +64,7 @@ class Tally:
     @property
     def reward_mean(self) -> float | None:
         """Over the valid rewards of this run; None without any."""
-        fresh = self.done - self.before
-        return self._reward_sum / fresh if fresh else None
+        return self._reward_sum / self._rewarded if self._rewarded else None
 
     @property
     def tokens_per_s(self) -> float:
