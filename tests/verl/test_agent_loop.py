@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     from rlbridge_verl.agent_loop import NeMoGymAgentLoop
     from rlbridge_verl.scoring import InvalidRewardError
 
-from rlbridge.errors import EngineError
+from rlbridge.errors import ContractError, EngineError
 from rlbridge.testing import Faults, GymServer
 from rlbridge.testing.server import gym_server
 from tests.verl.dialogues import call, counter_row, tokenizer_of
@@ -236,6 +236,25 @@ async def test_a_generation_that_failed_raises_and_asks_for_no_reward(
     with pytest.raises((EngineError, RuntimeError)):
         await run(loop, counter_row(2, 3))
     assert gym.behaviour.verifies == 0
+
+
+@pytest.mark.parametrize(("logprob", "taken"), [(3e-7, True), (0.2, False)])
+async def test_a_logprob_above_zero_is_a_rounding_or_refused(
+    gym: GymServer, logprob: float, taken: bool
+) -> None:
+    class Rounding(ScriptedManager):
+        async def generate(self, *args: Any, **kwargs: Any) -> Any:
+            output = await super().generate(*args, **kwargs)
+            output.log_probs[0] = logprob
+            return output
+
+    loop = loop_of(Rounding([ids("Done.")]), gym.url)
+    if taken:
+        output = await run(loop, counter_row(0, 0))
+        assert output.response_logprobs[0] == 0.0
+    else:
+        with pytest.raises(ContractError, match="not the log of a probability"):
+            await run(loop, counter_row(0, 0))
 
 
 class ScriptedReplica:
