@@ -1,0 +1,35 @@
+"""One training run in the launching process: what every algorithm's loop is started with."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rlbridge import jsonl
+from rlbridge_nemo_rl import versions
+
+STARTED = time.time()
+
+
+class Training:
+    """A run's settings that are ours, its folder and its events.
+
+    Args:
+        container: the whole config as plain data; its `rlbridge` section is ours.
+    """
+
+    def __init__(self, container: dict[str, Any]) -> None:
+        self.ours = dict(container["rlbridge"])
+        self.folder = Path(self.ours["run_dir"])
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def note(self, event: str, **details: Any) -> None:
+        """Append one event to `events.jsonl`, for whoever watches."""
+        line = {"event": event, "after_s": round(time.time() - STARTED, 3), **details}
+        jsonl.append(self.folder / "events.jsonl", line)
+
+
+def tokenizer_of(config: Any) -> Any:
+    """The policy's tokenizer, as NeMo-RL makes it."""
+    from nemo_rl.algorithms.utils import get_tokenizer
+
+    return get_tokenizer(versions.section(config, "policy")["tokenizer"])
