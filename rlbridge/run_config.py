@@ -69,6 +69,8 @@ class MixedFile(StrictModel):
     """A file of Gym rows."""
     weight: float = Field(1.0, gt=0)
     """Its share of the rows drawn, where data.train has 1."""
+    prompt: str | None = None
+    """Prompt config of this file's rows, as data.prompt; none if they have their prompts."""
 
 
 class DataSection(StrictModel):
@@ -76,6 +78,10 @@ class DataSection(StrictModel):
 
     train: Path
     """Rows to train on."""
+    prompt: str | None = None
+    """Prompt config for rows of raw fields: a YAML file, or a built-in such as generic/math. It is
+    applied once to each row of data.train and data.validation; a row that has a prompt is refused.
+    None if the rows have their prompts."""
     mix: tuple[MixedFile, ...] = ()
     """Rows of other environments, mixed in by weight."""
     validation: Path | None = None

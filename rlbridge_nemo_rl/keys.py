@@ -9,6 +9,7 @@ from typing import Any
 
 from rlbridge.config import GymConfig
 from rlbridge.errors import ConfigError
+from rlbridge.prompts import located
 from rlbridge.rows import read_rows
 from rlbridge.run_config import RunConfig
 
@@ -97,11 +98,10 @@ def refuse(config: RunConfig) -> None:
 
 def _data(config: RunConfig) -> dict[str, Any]:
     train: dict[str, Any] = {"dataset_name": DATASET, "split": "train"}
-    train["data_path"] = str(config.data.train.resolve())
+    train |= _file(config.data.train, config.data.prompt)
     if config.data.mix:
         train["mix"] = [
-            {"data_path": str(mixed.path.resolve()), "weight": mixed.weight}
-            for mixed in config.data.mix
+            {**_file(mixed.path, mixed.prompt), "weight": mixed.weight} for mixed in config.data.mix
         ]
     validation = config.data.validation
     return {
@@ -112,7 +112,7 @@ def _data(config: RunConfig) -> dict[str, Any]:
             else {
                 "dataset_name": DATASET,
                 "split": "validation",
-                "data_path": str(validation.resolve()),
+                **_file(validation, config.data.prompt),
             },
             "default": {
                 "env_name": ENVIRONMENT,
@@ -126,6 +126,10 @@ def _data(config: RunConfig) -> dict[str, Any]:
             "use_multiple_dataloader": False,
         }
     }
+
+
+def _file(path: Path, prompt: str | None) -> dict[str, Any]:
+    return {"data_path": str(path.resolve())} | ({"prompt": located(prompt)} if prompt else {})
 
 
 def _policy(config: RunConfig) -> dict[str, Any]:

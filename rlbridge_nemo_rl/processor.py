@@ -15,6 +15,7 @@ PROCESSOR = "rlbridge_gym"
 
 # Keys of an item of `GymDataset.dataset`.
 MESSAGES, TOOLS, ROW, INDEX, SPLIT = "messages", "tools", "row", "row_index", "split"
+WHERE = "where"  # file and line
 OVERLONG = "overlong"
 # NeMo-RL's own processors keep so many tokens of a prompt that is too long; its loss is masked.
 _KEPT_TOKENS = 4
@@ -39,7 +40,7 @@ def process_row(
         idx: the item's index.
 
     Returns:
-        A `DatumSpec`; `extra_env_info` holds the whole row, its index and its split.
+        A `DatumSpec`; `extra_env_info` holds the whole row, its index, its place and its split.
     """
     messages = _prompted(json.loads(datum_dict[MESSAGES]), task_data_spec)
     tools = json.loads(datum_dict[TOOLS]) or None
@@ -52,7 +53,8 @@ def process_row(
     if overlong:
         # `length` is that of what is left: NeMo-RL finds the prompt's messages by it.
         token_ids = token_ids[:_KEPT_TOKENS]
-    info = {ROW: json.loads(datum_dict[ROW]), INDEX: datum_dict[INDEX], SPLIT: datum_dict[SPLIT]}
+    info = {key: datum_dict[key] for key in (INDEX, WHERE, SPLIT)}
+    info[ROW] = json.loads(datum_dict[ROW])
     return {
         "message_log": [{"role": "user", "content": text, "token_ids": token_ids}],
         "length": len(token_ids),

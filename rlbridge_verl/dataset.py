@@ -1,7 +1,8 @@
 """A verl dataset that reads Gym rows as they are: JSON lines, or Parquet with a text column.
 
-Every key of a row travels to the reward untouched, as the row's own JSON text: a tensor
-container, or a Parquet schema, would turn nested lists and nulls into something else.
+Rows of raw fields get their prompts by a prompt config, once, before anything else. Every key of a
+row travels to the reward untouched, as the row's own JSON text: a tensor container, or a Parquet
+schema, would turn nested lists and nulls into something else.
 """
 
 from collections.abc import Sequence
@@ -14,12 +15,15 @@ from omegaconf import DictConfig, ListConfig
 from torch.utils.data import Dataset
 
 from rlbridge.errors import ConfigError
-from rlbridge.rows import messages_of, read_rows, tools_of
+from rlbridge.prompts import PromptConfig
+from rlbridge.rows import messages_of, prompted, read_rows, tools_of
 from rlbridge_verl.mixture import mixed
 from rlbridge_verl.settings import GYM_ROW, SPLIT, environment_of
 
 WEIGHTS = "nemo_gym_weights"
 """Key of verl's `data` section: one weight a training file."""
+PROMPT = "nemo_gym_prompt"
+"""Key of verl's `data` section: a prompt config for all files, or one (or null) a training file."""
 
 
 class NeMoGymDataset(Dataset[dict[str, Any]]):
@@ -33,13 +37,16 @@ class NeMoGymDataset(Dataset[dict[str, Any]]):
         data_files: one path or several; `.parquet` files hold each row's JSON text in a column
             `gym_row`.
         tokenizer: the policy's; counts prompt tokens.
-        config: verl's `data` section; `+data.nemo_gym_weights` mixes several files by weight.
+        config: verl's `data` section; `+data.nemo_gym_weights` mixes several files by weight,
+            `+data.nemo_gym_prompt` makes prompts of raw fields (validation files take the first
+            training file's).
         processor: unused, text only.
         max_samples: keep so many rows of each file; negative keeps all.
 
     Raises:
-        ConfigError: a file is missing or empty, a line is no JSON object, has no prompt, or its
-            prompt is longer than `data.max_prompt_length` tokens.
+        ConfigError: a file is missing or empty, a line is no JSON object, has no prompt, has one
+            already where a prompt config is to make it, or its prompt is longer than
+            `data.max_prompt_length` tokens.
     """
 
     def __init__(
@@ -54,10 +61,25 @@ class NeMoGymDataset(Dataset[dict[str, Any]]):
         paths = [str(path) for path in given]
         self._split = _split(paths, config)
         limit = max_samples if max_samples >= 0 else None
-        files = [_read(Path(path), limit) for path in paths]
+        files = [
+            prompted(_read(Path(path), limit), prompt)
+            for path, prompt in zip(paths, self._prompts(len(paths), config), strict=True)
+        ]
         _check_prompts(files, tokenizer, config)
         weights = list(config.get(WEIGHTS) or ()) if self._split == "train" else []
         self._rows = mixed(files, weights)
+
+    def _prompts(self, files: int, config: DictConfig) -> list[PromptConfig | None]:
+        given = config.get(PROMPT)
+        names = list(given) if isinstance(given, list | ListConfig) else [given] * files
+        if self._split == "validation":
+            names = names[:1] * files
+        if len(names) != files:
+            raise ConfigError(
+                f"data.{PROMPT}: {len(names)} prompts for {files} training files; give each file "
+                "one (or null), or one for all"
+            )
+        return [PromptConfig.load(name) if name else None for name in names]
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlbridge.config import GymConfig
+from rlbridge.prompts import located
 from rlbridge.run_config import RunConfig, flatten
 from rlbridge_verl.overrides import with_native
 
@@ -48,10 +49,12 @@ def _data(config: RunConfig) -> dict[str, Any]:
     train += [str(mixed.path.resolve()) for mixed in config.data.mix]
     validation = config.data.validation
     weights = [1.0, *(mixed.weight for mixed in config.data.mix)]
-    mixture = {"+data.nemo_gym_weights": weights} if config.data.mix else {}
+    named = [config.data.prompt, *(mixed.prompt for mixed in config.data.mix)]
+    prompts = [located(prompt) if prompt else None for prompt in named]
     return {
         "data.train_files": train,
-        **mixture,
+        **({"+data.nemo_gym_weights": weights} if config.data.mix else {}),
+        **({"+data.nemo_gym_prompt": prompts} if any(prompts) else {}),
         "data.val_files": [str(validation.resolve())] if validation else train,
         "data.custom_cls.path": PKG,
         "data.custom_cls.name": "NeMoGymDataset",

@@ -10,6 +10,7 @@ from rlbridge.contracts import wire
 from rlbridge.contracts.reward import Fault, InvalidReward
 from rlbridge.errors import ConfigError
 from rlbridge.gym import GymClient
+from rlbridge.prompts import PromptConfig
 from rlbridge.rows import messages_of, read_rows, tools_of
 from rlbridge.run_config import AgentSection, GymSection, RunConfig
 
@@ -71,21 +72,26 @@ def _check_safetensors(path: Path) -> None:
 
 
 def check_rows(config: RunConfig) -> list[dict[str, Any]]:
-    """Read every row and its prompt; return the training rows.
+    """Read every row and its prompt; return the training rows, with their prompts.
 
     Raises:
-        ConfigError: a file, a line or a prompt is wrong; the message names file and line.
+        ConfigError: a file, a line, a prompt or a prompt config is wrong; the message names file
+            and line.
     """
     data = config.data
-    train = [data.train, *(mixed.path for mixed in data.mix)]
-    rows = []
-    for path in [*train, *([data.validation] if data.validation else [])]:
-        found = read_rows(path)
-        for where, row in found:
-            messages_of(row, where)
-            _check_tools(config, where, row)
-        rows += [row for _, row in found] if path in train else []
+    train = [(data.train, data.prompt), *((mixed.path, mixed.prompt) for mixed in data.mix)]
+    rows = [row for path, prompt in train for row in _rows(config, path, prompt)]
+    if data.validation is not None:
+        _rows(config, data.validation, data.prompt)
     return rows
+
+
+def _rows(config: RunConfig, path: Path, prompt: str | None) -> list[dict[str, Any]]:
+    found = read_rows(path, prompt=PromptConfig.load(prompt) if prompt else None)
+    for where, row in found:
+        messages_of(row, where)
+        _check_tools(config, where, row)
+    return [row for _, row in found]
 
 
 def _check_tools(config: RunConfig, where: str, row: dict[str, Any]) -> None:

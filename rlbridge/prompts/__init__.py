@@ -1,5 +1,5 @@
 """Prompt configs: a row's raw fields become Chat messages, once and never twice."""
 
-from rlbridge.prompts.config import PromptConfig
+from rlbridge.prompts.config import MARK, PromptConfig, located
 
-__all__ = ["PromptConfig"]
+__all__ = ["MARK", "PromptConfig", "located"]

@@ -25,6 +25,7 @@ MARK: Final = "rlbridge_prompt"
 """The field of a prompted row that says by what; its value is `PromptConfig.digest`."""
 ASSISTANT: Final = "assistant"
 _SYSTEM_ROLES: Final = ("system", "developer")
+_BUILT_IN: Final = files("rlbridge.prompts")
 
 Message = dict[str, str]
 
@@ -50,14 +51,9 @@ class PromptConfig(StrictModel):
         Raises:
             ConfigError: there is no such file, or it is no prompt; the message says where.
         """
-        source = Path(path)
-        built_in = files("rlbridge.prompts").joinpath(f"{path}.yaml")
+        source = _BUILT_IN.joinpath(f"{path}.yaml") if _is_built_in(path) else Path(path)
         try:
-            if not source.suffix and not source.is_file() and built_in.is_file():
-                text = built_in.read_text(encoding="utf-8")
-            else:
-                text = source.read_text(encoding="utf-8")
-            data = yaml.safe_load(text)
+            data = yaml.safe_load(source.read_text(encoding="utf-8"))
         except OSError as error:
             known = ", ".join(_built_in())
             raise ConfigError(
@@ -207,6 +203,17 @@ class PromptConfig(StrictModel):
         return [*(_message("system", text) for text in own), *rest]
 
 
+def located(prompt: str | Path) -> str:
+    """The name of a prompt that means the same in any folder: a built-in's, or an absolute path."""
+    return str(prompt) if _is_built_in(prompt) else str(Path(prompt).resolve())
+
+
+def _is_built_in(prompt: str | Path) -> bool:
+    path = Path(prompt)
+    here = bool(path.suffix) or path.is_file()
+    return not here and _BUILT_IN.joinpath(f"{prompt}.yaml").is_file()
+
+
 def _prompted(row: Mapping[str, Any], params: Mapping[str, Any]) -> str:
     """Why the row counts as prompted; empty if it doesn't."""
     if MARK in row:
@@ -231,5 +238,5 @@ def _message(role: str, content: str) -> Message:
 
 
 def _built_in() -> list[str]:
-    root = Path(str(files("rlbridge.prompts")))
+    root = Path(str(_BUILT_IN))
     return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))

@@ -1,10 +1,12 @@
 """Rows of Gym JSON lines: read with their place, refused by line and path."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from rlbridge.errors import ConfigError
+from rlbridge.prompts import PromptConfig
 from rlbridge.rows import messages_of, read_rows
 
 
@@ -47,3 +49,34 @@ def test_a_prompt_may_be_text_messages_or_parts() -> None:
 def test_a_row_without_a_chat_prompt_is_refused_by_path(row: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"row 0: \$\.responses_create_params\.input"):
         messages_of(row, "row 0")
+
+
+def test_a_prompt_config_is_applied_to_each_row_and_names_the_line_it_refuses(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"problem": "1 + 1"}\n\n{"question": "2 + 2"}\n')
+    prompt = PromptConfig(user="Solve {problem}")
+    [(where, row)] = read_rows(path, 1, prompt)
+    assert messages_of(row, where) == [{"role": "user", "content": "Solve 1 + 1"}]
+    assert row["problem"] == "1 + 1"
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:3: the prompt needs the field 'problem'"):
+        read_rows(path, prompt=prompt)
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**30])
+def test_an_integer_that_would_be_rounded_on_the_wire_is_refused(
+    tmp_path: Path, number: int
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"id": "{10**20}", "truth": {{"answers": [1, {number}]}}}}\n')
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:1: \$\.truth\.answers\[1\] is an integer"):
+        read_rows(path)
+
+
+def test_numbers_and_text_of_any_kind_are_read_as_they_are(tmp_path: Path) -> None:
+    row = {"n": [2**64 - 1, -(2**63), 0.1, -0.0, 1e-320], "null": None, "text": "é\u2028🙂{x}"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    [(_, found)] = read_rows(path)
+    assert json.dumps(found) == json.dumps(row)
