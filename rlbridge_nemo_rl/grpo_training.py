@@ -8,10 +8,9 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from rlbridge.errors import ConfigError
 from rlbridge_nemo_rl import versions
 from rlbridge_nemo_rl.backend import METRICS
-from rlbridge_nemo_rl.processor import INDEX, OVERLONG, SPLIT
+from rlbridge_nemo_rl.prompt_check import check_prompts
 from rlbridge_nemo_rl.record import Record
 from rlbridge_nemo_rl.stall import StallWatch
 from rlbridge_nemo_rl.training import Training, tokenizer_of
@@ -41,7 +40,9 @@ def train(config: Any, run: Training) -> None:
     dataset, val_dataset, task_to_env, val_task_to_env = setup_response_data(
         tokenizer, versions.section(config, "data"), versions.section(config, "env")
     )
-    refuse_overlong(dataset)
+    warning = check_prompts(dataset, val_dataset)
+    if warning:
+        run.warn(warning)
     made = versions.parts(grpo.setup(config, tokenizer, dataset, val_dataset))
     run.note("workers_ready")
     environments = list({id(env): env for env in task_to_env.values()}.values())
@@ -63,25 +64,6 @@ def train(config: Any, run: Training) -> None:
                 grpo.async_grpo_train(*arguments, max_trajectory_age_steps=age, **extras)
         else:
             grpo.grpo_train(*arguments)
-
-
-def refuse_overlong(dataset: Any) -> None:
-    """Refuse rows whose prompt is too long: NeMo-RL would sample for them, and train on nothing.
-
-    Raises:
-        ConfigError: naming the first one and how many there are.
-    """
-    found = [
-        item["extra_env_info"]
-        for item in (dataset[index] for index in range(len(dataset)))
-        if OVERLONG in item["extra_env_info"]
-    ]
-    if found:
-        raise ConfigError(
-            f"data: {len(found)} of {len(dataset)} prompts are longer than data.max_prompt_tokens, "
-            f"the first in row {found[0][INDEX]} of the {found[0][SPLIT]} file; raise it or drop "
-            "these rows"
-        )
 
 
 def begin_step(environments: list[Any], step: int) -> None:

@@ -1,5 +1,6 @@
 """One training run in the launching process: what every algorithm's loop is started with."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ class Training:
         """Append one event to `events.jsonl`, for whoever watches."""
         line = {"event": event, "after_s": round(time.time() - STARTED, 3), **details}
         jsonl.append(self.folder / "events.jsonl", line)
+
+    def warn(self, text: str) -> None:
+        """Tell the user what doesn't stop the run, here and on the screen of `rlbridge run`."""
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+        self.note("warning", text=text)
 
 
 def tokenizer_of(config: Any) -> Any:

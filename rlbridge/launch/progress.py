@@ -82,6 +82,8 @@ class Progress:
         self.steps: list[StepRow] = []
         self.invalid: list[dict[str, Any]] = []
         """Invalid outcomes seen by the last `poll`."""
+        self.warnings: list[str] = []
+        """What the driver warned of since the `poll` before."""
 
     @property
     def totals(self) -> LedgerTotals:
@@ -90,8 +92,10 @@ class Progress:
 
     def poll(self) -> list[StepRow]:
         """Read what is new; return the steps that ended since the last call."""
-        for event in self._events.poll():
+        events = self._events.poll()
+        for event in events:
             self.phases.add(event)
+        self.warnings = [str(event["text"]) for event in events if event["event"] == "warning"]
         # The framework writes a step's line after its rewards, so lines are read first.
         lines = self._metrics.poll()
         self.invalid = []

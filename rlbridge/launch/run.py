@@ -124,7 +124,7 @@ class Run:
                         gone = watch.poll()
                     # Read after looking at processes: a driver says that it ends before they do.
                     screen.show(progress.poll(), progress, elapsed)
-                    _note_invalid(screen, progress)
+                    _note(screen, progress)
                     self._check(gone, progress, elapsed)
                 screen.show(progress.poll(), progress, time.monotonic() - started)
         finally:
@@ -218,7 +218,9 @@ def move_aside(run_dir: Path, *, keep_checkpoints: bool) -> None:
         shutil.move(path, target / path.name)
 
 
-def _note_invalid(screen: Screen, progress: Progress) -> None:
+def _note(screen: Screen, progress: Progress) -> None:
+    for warning in progress.warnings:
+        screen.note(warning)
     for outcome in progress.invalid[:3]:
         screen.note(
             f"row {outcome['row']}: masked, no reward ({outcome['failure']}, "

@@ -56,6 +56,15 @@ def test_progress_joins_metrics_rewards_and_events(tmp_path: Path, native: Nativ
     assert progress.poll() == []
 
 
+def test_a_warning_of_the_driver_is_told_once(tmp_path: Path, native: NativeRun) -> None:
+    progress = Progress(tmp_path, native)
+    append(tmp_path / "events.jsonl", {"event": "warning", "after_s": 1.0, "text": "two rows"})
+    progress.poll()
+    assert progress.warnings == ["two rows"]
+    progress.poll()
+    assert progress.warnings == []
+
+
 def test_a_summary_counts_rewards_and_leaves_unknown_figures_null(
     tmp_path: Path, native: NativeRun
 ) -> None:
