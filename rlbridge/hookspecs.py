@@ -24,11 +24,16 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 class StepMetrics:
     """One training step in rlbridge's words; None where the framework doesn't say.
 
-    Lengths are in tokens, times in seconds, `reward_mean` is over valid rewards only.
+    Lengths are in tokens, times in seconds, `reward_mean` is over valid rewards only. `margin` is
+    of preference pairs: by how many nats more than the first policy this one prefers what was
+    chosen, on average.
     """
 
     step: int
     reward_mean: float | None = None
+    loss: float | None = None
+    val_loss: float | None = None
+    margin: float | None = None
     response_tokens_mean: float | None = None
     tokens_per_s: float | None = None
     step_s: float | None = None

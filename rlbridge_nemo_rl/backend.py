@@ -84,9 +84,14 @@ def read_metrics(line: Mapping[str, Any]) -> StepMetrics | None:
         return None
     step_s = data["timing/train/total_step_time"]
     tokens = data.get("train/global_valid_toks")
+    chosen = data.get("train/rewards_chosen_mean")
+    rejected = data.get("train/rewards_rejected_mean")
     return StepMetrics(
         step=int(line["step"]),
         reward_mean=data.get("train/reward"),
+        loss=data.get("train/loss"),
+        val_loss=data.get("validation/val_loss", data.get("validation-default/loss")),
+        margin=None if chosen is None or rejected is None else chosen - rejected,
         response_tokens_mean=data.get("train/mean_gen_tokens_per_sample"),
         tokens_per_s=tokens / step_s if tokens is not None and step_s else None,
         step_s=step_s,

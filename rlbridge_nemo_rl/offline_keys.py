@@ -4,43 +4,24 @@ No rollouts and no Gym here: sections that speak of them are refused once they a
 takes `rollout.prompts_per_step` rows.
 """
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from rlbridge.errors import ConfigError
-from rlbridge.rows import read_rows
 from rlbridge.run_config import RunConfig
 from rlbridge_nemo_rl.keys import BASE_MICRO_BATCH, NO_EPOCH_LIMIT, largest_divisor
+from rlbridge_nemo_rl.offline_rows import conversations, pairs
 
-_NO_PROMPTS = {"prompt_file": None, "system_prompt_file": None}
-# NeMo-RL's datasets by the fields of a row.
-_DATASETS: dict[str, tuple[tuple[frozenset[str], dict[str, Any]], ...]] = {
-    "sft": (
-        (
-            frozenset({"messages"}),
-            {
-                "dataset_name": "openai_format",
-                # Otherwise arguments that differ between rows are filled up with nulls.
-                "use_preserving_dataset": True,
-                "processor": "sft_processor",
-            },
-        ),
-        (
-            frozenset({"input", "output"}),
-            {"dataset_name": "ResponseDataset", "processor": "sft_processor"},
-        ),
-    ),
-    "dpo": (
-        (
-            frozenset({"prompt", "chosen", "rejected"}),
-            {"dataset_name": "BinaryPreferenceDataset"},
-        ),
-        (frozenset({"context", "completions"}), {"dataset_name": "PreferenceDataset"}),
-    ),
+CONVERSATIONS = "rlbridge_nemo_rl.offline_dataset.ConversationDataset"
+PAIRS = "rlbridge_nemo_rl.offline_dataset.PairDataset"
+# A dataset, and what reads its rows without NeMo-RL.
+_DATASETS: dict[str, tuple[str, Callable[[Path], Iterable[object]]]] = {
+    "sft": (CONVERSATIONS, conversations),
+    "dpo": (PAIRS, pairs),
 }
 _METRICS = {"sft": "val:val_loss", "dpo": "val:validation-default_loss"}
+_TRACKERS = ("wandb", "tensorboard", "mlflow", "swanlab")
 _MEANINGLESS = {
     "gym": None,
     "agent": None,
@@ -53,7 +34,7 @@ def offline_keys(config: RunConfig, run_dir: Path) -> dict[str, Any]:
     """Dotted NeMo-RL keys of an SFT or DPO run.
 
     Raises:
-        ConfigError: a key is set that means nothing here, or rows have no known form.
+        ConfigError: a key is set that means nothing here, or a row can't be learned from.
     """
     name, trainer, folder = config.algorithm.name, config.trainer, run_dir.resolve()
     refuse(config)
@@ -62,15 +43,19 @@ def offline_keys(config: RunConfig, run_dir: Path) -> dict[str, Any]:
     if rows % gpus:
         raise ConfigError(f"rollout.prompts_per_step: {rows} rows can't be split over {gpus} GPUs")
     path = str(config.policy.path.resolve())
+    micro = largest_divisor(rows // gpus, BASE_MICRO_BATCH)
     keys: dict[str, Any] = {
         "policy.model_name": path,
         "policy.tokenizer.name": path,
         "policy.tokenizer.chat_template": "default",  # the policy's own
         "policy.train_global_batch_size": rows,
-        "policy.train_micro_batch_size": largest_divisor(rows // gpus, BASE_MICRO_BATCH),
+        "policy.train_micro_batch_size": micro,
         "policy.max_total_sequence_length": config.data.max_prompt_tokens
         + config.rollout.max_response_tokens,
         "policy.optimizer.kwargs.lr": config.algorithm.learning_rate,
+        "policy.megatron_cfg.optimizer.lr": config.algorithm.learning_rate,
+        "policy.megatron_cfg.optimizer.min_lr": config.algorithm.learning_rate,
+        "policy.megatron_cfg.scheduler.lr_warmup_init": 0.0,  # may not be above the rate
         "data": _data(config),
         f"{name}.max_num_steps": trainer.steps,
         f"{name}.max_num_epochs": NO_EPOCH_LIMIT,
@@ -78,9 +63,14 @@ def offline_keys(config: RunConfig, run_dir: Path) -> dict[str, Any]:
         f"{name}.val_period": trainer.validate_every or 0,
         f"{name}.val_at_start": False,
         f"{name}.val_at_end": False,
+        f"{name}.val_batches": 0,  # all of them
+        f"{name}.val_global_batch_size": rows,
+        f"{name}.val_micro_batch_size": micro,
         "cluster.gpus_per_node": trainer.gpus_per_node,
         "cluster.num_nodes": trainer.nodes,
         "logger.log_dir": str(folder / "nemo_rl_logs"),
+        # NeMo-RL's sft.yaml turns on what needs an account and a network.
+        **{f"logger.{tracker}_enabled": False for tracker in _TRACKERS},
         "checkpointing.enabled": trainer.save_every is not None,
         "checkpointing.checkpoint_dir": str(folder / "checkpoints"),
         "checkpointing.metric_name": _METRICS[name] if trainer.validate_every else None,
@@ -120,29 +110,27 @@ def refuse(config: RunConfig) -> None:
 
 
 def _data(config: RunConfig) -> dict[str, Any]:
-    name = config.algorithm.name
+    name, rows = config.algorithm.name, config.rollout.prompts_per_step
     train, validation = config.data.train.resolve(), config.data.validation
-    dataset = _dataset_of(name, train)  # in each section: base YAMLs refer to train.dataset_name
+    dataset, read = _DATASETS[name]
+    found = sum(1 for _ in read(train))
+    if found < rows:  # NeMo-RL drops what doesn't fill a step, and would look for one for ever
+        raise ConfigError(
+            f"rollout.prompts_per_step: a step takes {rows} rows, and {train} holds {found}"
+        )
     section: dict[str, Any] = {
         "max_input_seq_length": "${policy.max_total_sequence_length}",
         "shuffle": config.data.shuffle,
         "num_workers": 1,
-        "train": {**dataset, "data_path": str(train)},
-        "validation": {**dataset, "data_path": str(validation.resolve())} if validation else None,
-        "default": dict(_NO_PROMPTS),
+        # In each section, not in `default`: base YAMLs refer to train.dataset_name.
+        "train": {"dataset_name": dataset, "data_path": str(train)},
+        "validation": None,
+        "default": {"prompt_file": None, "system_prompt_file": None},
     }
-    if name == "sft":
-        section |= {"add_bos": True, "add_eos": True, "add_generation_prompt": False}
+    if validation is not None:
+        path = validation.resolve()
+        sum(1 for _ in read(path))
+        section["validation"] = {"dataset_name": dataset, "data_path": str(path)}
+    if name == "sft":  # asked for, and without meaning to our dataset: the template decides
+        section |= {"add_bos": False, "add_eos": False, "add_generation_prompt": False}
     return section
-
-
-def _dataset_of(name: str, path: Path) -> dict[str, Any]:
-    where, row = read_rows(path, 1)[0]
-    for fields, dataset in _DATASETS[name]:
-        if fields <= set(row):
-            return dataset
-    forms = " or ".join("{" + ", ".join(sorted(fields)) + "}" for fields, _ in _DATASETS[name])
-    raise ConfigError(
-        f"{where}: a row for {name} has {forms}, this one {orjson.dumps(sorted(row)).decode()}; "
-        f"make one with `rlbridge transform {name}`"
-    )

@@ -11,7 +11,8 @@ from typing import Any
 
 from rlbridge import jsonl
 
-_KEPT = ("train", "validation", "performance", "timing/train")
+# DPO's validation is logged by the name of its data, of which a run config has one.
+_KEPT = ("train", "validation", "validation-default", "performance", "timing/train")
 _LAST = "timing/train"  # logged at the end of each step
 
 

@@ -51,8 +51,9 @@ def run(
     """Train a policy with rewards from a Gym server.
 
     Checks everything that can be checked in seconds, then trains and shows each step: mean
-    reward, valid and invalid rewards, response length, tokens a second. Leaves metrics.jsonl,
-    summary.json, reward.png and the record of every reward in the run's output_dir.
+    reward, valid and invalid rewards, response length, tokens a second; of SFT and DPO the loss.
+    Leaves metrics.jsonl, summary.json, a picture (reward.png or loss.png) and the record of every
+    reward in the run's output_dir.
 
         rlbridge run --config examples/demo.yaml
 
@@ -98,21 +99,36 @@ def _changes(overrides: list[str], gym_url: str | None, resume: bool) -> list[st
 
 def _tell(summary: dict[str, Any], output: Path, console: "Console") -> None:
     """The run in two lines."""
-    first, last = summary["reward_first3"], summary["reward_last3"]
     if not summary["steps"]:
         raise ConfigError(f"the run took no step; see {output / 'train.log'}")
-    if first is None or last is None:  # an algorithm without rewards, such as SFT
-        done = f"{summary['steps']} steps; see {output / 'summary.json'}"
-        console.print(done, markup=False, highlight=False, soft_wrap=True)
-        return
+    text = _rewards_of(summary, output) or _losses_of(summary, output)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _rewards_of(summary: dict[str, Any], output: Path) -> str | None:
+    """None for an algorithm without rewards."""
+    first, last = summary["reward_first3"], summary["reward_last3"]
+    if first is None or last is None:
+        return None
     verify = summary["verify"]
-    text = (
+    return (
         f"reward {first:.3f} (first 3 steps) → {last:.3f} (last 3); rewards: "
         f"{verify['valid']} valid, {verify['invalid']} invalid; {verify['attempts']} requests "
         f"sent, {verify['shared']} answers shared by equal responses\n"
         f"see {output / 'summary.json'} and {output / 'reward.png'}"
     )
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _losses_of(summary: dict[str, Any], output: Path) -> str:
+    first, last, validated = (
+        summary[name] for name in ("loss_first3", "loss_last3", "val_loss_last")
+    )
+    see = f"see {output / 'summary.json'}"
+    if first is None or last is None:
+        return f"{summary['steps']} steps; {see}"
+    text = f"loss {first:.4f} (first 3 steps) → {last:.4f} (last 3)"
+    text += "" if validated is None else f"; validation loss {validated:.4f} at last"
+    return f"{text}\n{see} and {output / 'loss.png'}"
 
 
 def _print_native(native: "NativeRun", served: str | None) -> None:

@@ -18,7 +18,7 @@ from rlbridge.hookspecs import Backend, NativeRun
 from rlbridge.launch import preflight, processes
 from rlbridge.launch.progress import Progress
 from rlbridge.launch.screen import Screen
-from rlbridge.launch.summary import draw_rewards, summarize, write_summary
+from rlbridge.launch.summary import draw_losses, draw_rewards, summarize, write_summary
 from rlbridge.run_config import GymSection, RunConfig
 
 POLL_S = 0.5
@@ -29,7 +29,7 @@ STOPPED_ON_PURPOSE = 3
 RUN_FILES = (
     "events.jsonl", "metrics.jsonl", "verl_metrics.jsonl",
     "nemo_rl_metrics.jsonl", "nemo_rl_logs", "rewards", "train.log", "gym.log",
-    "summary.json", "reward.png", "native.yaml",
+    "summary.json", "reward.png", "loss.png", "native.yaml",
 )  # fmt: skip
 
 
@@ -51,6 +51,7 @@ class Run:
         self._backend = backend
         self._console = console
         self._dir = config.trainer.output_dir
+        self._rewarded = config.algorithm.name == "grpo"
 
     def execute(self) -> dict[str, Any]:
         """Check, start, watch to the end, and sum up.
@@ -65,14 +66,13 @@ class Run:
             KeyboardInterrupt: the user stopped it.
         """
         preflight.check_policy(self._config.policy.path)
-        learns_from_rollouts = self._config.algorithm.name == "grpo"
-        rows = preflight.check_rows(self._config) if learns_from_rollouts else []
+        rows = preflight.check_rows(self._config) if self._rewarded else []
         processes.adopt_orphans()
         processes.stop_signal_raises()
         with processes.nothing_left_behind():
-            config = self._with_gym(rows) if learns_from_rollouts else self._config
+            config = self._with_gym(rows) if self._rewarded else self._config
             native = self._backend.compile(config, self._dir)
-            if not learns_from_rollouts:
+            if not self._rewarded:
                 self._make_room()
             return self._train(native)
 
@@ -113,7 +113,7 @@ class Run:
         total = self._config.trainer.steps
         title = f"rlbridge {self._framework} {self._config.algorithm.name}"
         try:
-            with Screen(title, total, self._console) as screen:
+            with Screen(title, total, self._console, rewarded=self._rewarded) as screen:
                 last_watch = 0.0
                 while driver.poll() is None:
                     time.sleep(POLL_S)
@@ -165,9 +165,13 @@ class Run:
     def _sum_up(self, progress: Progress, watch: processes.ComponentWatch) -> dict[str, Any]:
         summary = summarize(progress, watch.peak_mb)
         write_summary(self._dir / "summary.json", summary)
-        title = f"{self._framework} {self._config.algorithm.name}, rewards from a Gym server"
-        if progress.steps and not draw_rewards(self._dir / "reward.png", progress.steps, title):
-            self._console.print("no reward.png: pip install 'rlbridge[plot]'", markup=False)
+        draw, picture = (draw_losses, "loss.png")
+        title = f"{self._framework} {self._config.algorithm.name}"
+        if self._rewarded:
+            draw, picture = (draw_rewards, "reward.png")
+            title += ", rewards from a Gym server"
+        if progress.steps and not draw(self._dir / picture, progress.steps, title):
+            self._console.print(f"no {picture}: pip install 'rlbridge[plot]'", markup=False)
         return summary
 
 

@@ -30,10 +30,16 @@ class Screen:
         title: what the run is, in a few words.
         total_steps: steps the run is meant to take.
         console: where to draw.
+        rewarded: whether the run learns from rewards; if not, its loss is shown.
     """
 
-    def __init__(self, title: str, total_steps: int, console: Console) -> None:
+    def __init__(
+        self, title: str, total_steps: int, console: Console, *, rewarded: bool = True
+    ) -> None:
         self._title = title
+        self._line, self._table = (
+            (_line, self._reward_table) if rewarded else (_loss_line, self._loss_table)
+        )
         self._total = total_steps
         self._console = console
         self._rows: deque[StepRow] = deque(maxlen=SHOWN_STEPS)
@@ -53,9 +59,9 @@ class Screen:
         trace: TracebackType | None,
     ) -> None:
         if self._console.is_terminal:
-            self._live.update(self._table(None))
+            self._live.update(self._table())
             self._live.stop()
-            self._console.print(self._table(None))
+            self._console.print(self._table())
 
     def note(self, text: str) -> None:
         """Show a remark (a masked row, say) and keep the last few in view."""
@@ -77,7 +83,7 @@ class Screen:
             )
         for row in fresh:
             self._console.print(
-                _line(row, self._total), markup=False, highlight=False, soft_wrap=True
+                self._line(row, self._total), markup=False, highlight=False, soft_wrap=True
             )
 
     def _view(self, progress: Progress, elapsed_s: float) -> Group:
@@ -92,12 +98,12 @@ class Screen:
         bar = Table.grid()  # a bar alone doesn't end its line
         bar.add_row(ProgressBar(total=self._total, completed=done, width=60))
         notes = [Text(note, style="yellow") for note in self._notes]
-        return Group(head, bar, self._table(progress), *notes)
+        return Group(head, bar, self._table(), *notes)
 
-    def _table(self, progress: Progress | None) -> Table:
-        table = Table(box=None, padding=(0, 2), header_style="bold")
-        for name in ("step", "reward", "", "valid", "invalid", "tokens", "tokens/s", "s/step"):
-            table.add_column(name, justify="left" if name == "" else "right")
+    def _reward_table(self) -> Table:
+        table = _columns(
+            "step", "reward", "", "valid", "invalid", "tokens", "tokens/s", "s/step"
+        )  # fmt: skip
         for row in self._rows:
             metrics = row.metrics
             table.add_row(
@@ -112,6 +118,27 @@ class Screen:
             )
         return table
 
+    def _loss_table(self) -> Table:
+        table = _columns("step", "loss", "val loss", "margin", "tokens/s", "s/step")
+        for row in self._rows:
+            metrics = row.metrics
+            table.add_row(
+                f"{metrics.step}/{self._total}",
+                _number(metrics.loss, 4),
+                _number(metrics.val_loss, 4),
+                _number(metrics.margin, 3),
+                _number(metrics.tokens_per_s, 0),
+                _number(metrics.step_s, 1),
+            )
+        return table
+
+
+def _columns(*names: str) -> Table:
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    for name in names:
+        table.add_column(name, justify="left" if name == "" else "right")
+    return table
+
 
 def _phase(progress: Progress) -> str:
     names = [name for name in progress.phases.after_s if name in PHASES]
@@ -124,6 +151,17 @@ def _line(row: StepRow, total: int) -> str:
         f"step {metrics.step:>4}/{total}  reward {_number(metrics.reward_mean, 3)}  "
         f"valid {row.valid}  invalid {row.invalid}  "
         f"tokens {_number(metrics.response_tokens_mean, 1)}  "
+        f"tokens/s {_number(metrics.tokens_per_s, 0)}  {_number(metrics.step_s, 1)} s"
+    )
+
+
+def _loss_line(row: StepRow, total: int) -> str:
+    metrics = row.metrics
+    figures = (("loss", metrics.loss, 4), ("val loss", metrics.val_loss, 4),
+               ("margin", metrics.margin, 3))  # fmt: skip
+    known = "".join(f"{name} {_number(n, d)}  " for name, n, d in figures if n is not None)
+    return (
+        f"step {metrics.step:>4}/{total}  {known}"
         f"tokens/s {_number(metrics.tokens_per_s, 0)}  {_number(metrics.step_s, 1)} s"
     )
 

@@ -10,10 +10,15 @@ from rlbridge.errors import ConfigError
 from rlbridge.run_config import RunConfig
 from rlbridge.testing import make_row
 from rlbridge_nemo_rl.keys import grpo_keys
-from rlbridge_nemo_rl.offline_keys import offline_keys
+from rlbridge_nemo_rl.offline_keys import CONVERSATIONS, PAIRS, offline_keys
 
 SFT_ROW = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 DPO_ROW = {"prompt": "q", "chosen": "a", "rejected": "b"}
+ANSWER = {"rank": 0, "completion": [{"role": "assistant", "content": "a"}]}
+PREFERENCE_ROW = {
+    "context": [{"role": "user", "content": "q"}],
+    "completions": [ANSWER | {"rank": 1}, ANSWER],
+}
 
 
 @pytest.fixture
@@ -112,27 +117,58 @@ def test_what_nemo_rl_cannot_honour_is_refused_by_name(
         grpo_keys(config(rows, **{section: {key: value}}), tmp_path)
 
 
+def offline(tmp_path: Path, name: str, *rows: Any, **sections: Any) -> dict[str, Any]:
+    path = tmp_path / "offline.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"algorithm": {"name": name, "kl_coef": 0.1}, "rollout": {"prompts_per_step": 1}}
+    return offline_keys(config(path, **(given | sections)), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
-    ("name", "row", "dataset"),
+    ("name", "row"),
     [
-        ("sft", SFT_ROW, "openai_format"),
-        ("sft", {"input": "q", "output": "a"}, "ResponseDataset"),
-        ("dpo", DPO_ROW, "BinaryPreferenceDataset"),
+        ("sft", SFT_ROW),
+        ("sft", {"input": "q", "output": "a"}),
+        ("dpo", DPO_ROW),
+        ("dpo", {"prompt": SFT_ROW["messages"][:1], "chosen": "a", "rejected": "b"}),
+        ("dpo", PREFERENCE_ROW),
     ],
 )
 def test_rows_of_transform_find_their_dataset(
-    tmp_path: Path, name: str, row: dict[str, Any], dataset: str
+    tmp_path: Path, name: str, row: dict[str, Any]
 ) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps(row) + "\n")
-    keys = offline_keys(config(path, algorithm={"name": name, "kl_coef": 0.1}), tmp_path)
-    assert keys["data"]["train"]["dataset_name"] == dataset
+    keys = offline(tmp_path, name, row)
+    assert keys["data"]["train"]["dataset_name"] == {"sft": CONVERSATIONS, "dpo": PAIRS}[name]
     assert keys[f"{name}.max_num_steps"] == 30
+    assert not any(value for key, value in keys.items() if key.startswith("logger.") and
+                   key.endswith("_enabled"))  # fmt: skip
 
 
-def test_rows_of_another_form_are_named(tmp_path: Path, rows: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a row for dpo has .*rlbridge transform dpo"):
-        offline_keys(config(rows, algorithm={"name": "dpo", "kl_coef": 0.1}), tmp_path)
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("dpo", SFT_ROW, r"a row for dpo is .*`rlbridge transform dpo`"),
+        ("sft", {"messages": []}, r"\$\.messages must be a list of messages"),
+        ("sft", {"messages": ["q"]}, r"\$\.messages\[0\] is no message with a role"),
+        ("sft", {"messages": SFT_ROW["messages"][:1]}, r"\$\.messages ends with the user's words"),
+        ("sft", {"input": "q", "output": " "}, "ends with an empty answer"),
+        ("sft", {"input": ["q"], "output": "a"}, r"\$\.input must be text, not list"),
+        ("dpo", DPO_ROW | {"chosen": SFT_ROW["messages"]}, r"\$\.chosen has 2 messages, and"),
+        ("dpo", PREFERENCE_ROW | {"completions": []}, "must be two objects"),
+        ("dpo", PREFERENCE_ROW | {"completions": [ANSWER, ANSWER]}, "have the same rank"),
+    ],
+)
+def test_rows_that_hold_nothing_to_learn_are_refused_by_line_and_path(
+    tmp_path: Path, name: str, row: dict[str, Any], message: str
+) -> None:
+    good = {"sft": SFT_ROW, "dpo": DPO_ROW}[name]
+    with pytest.raises(ConfigError, match=rf"offline\.jsonl:2: .*{message}"):
+        offline(tmp_path, name, good, row)
+
+
+def test_a_step_of_more_rows_than_there_are_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^rollout\.prompts_per_step: .* 8 rows, and .* holds 1"):
+        offline(tmp_path, "sft", SFT_ROW, rollout={"prompts_per_step": 8})
 
 
 def test_a_gym_means_nothing_to_sft(tmp_path: Path, rows: Path) -> None:
