@@ -83,10 +83,10 @@ def serve(model: Path, log: Path, *arguments: str, context: int = 2048) -> Itera
         try:
             yield Server(f"http://127.0.0.1:{port}", server, log)
         finally:
-            _stop(server)
+            stop(server)
 
 
-def _stop(server: subprocess.Popen[bytes]) -> None:
+def stop(server: subprocess.Popen[bytes]) -> None:
     """End the server and its engine process: they share a session of their own."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         try:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from rlbridge.testing.mock import GymMock
     from rlbridge.testing.server import GymServer
     from rlbridge.testing.vllm_model import FakeModel
+    from rlbridge.testing.vllm_nemo_rl import Exact
     from rlbridge.testing.vllm_replies import Parsers
-    from rlbridge.testing.vllm_requests import EngineFault, Exact
+    from rlbridge.testing.vllm_requests import EngineFault
     from rlbridge.testing.vllm_server import VllmServer
 
 # By name, so that the plugin costs a pytest run nothing until a fixture is used.
@@ -27,7 +28,7 @@ _HOMES = {
     "Behaviour": "behaviour",
     "ByteTokenizer": "byte_tokenizer",
     "EngineFault": "vllm_requests",
-    "Exact": "vllm_requests",
+    "Exact": "vllm_nemo_rl",
     "FakeModel": "vllm_model",
     "FaultKind": "faults",
     "Faults": "faults",

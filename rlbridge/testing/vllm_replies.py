@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -61,7 +61,7 @@ class Writer:
                 {
                     "index": index,
                     "message": message,
-                    "logprobs": self._chat_logprobs(sample) if self.body.get("logprobs") else None,
+                    "logprobs": self._chat_logprobs(sample) if self._wants_logprobs() else None,
                     "finish_reason": finish,
                     "stop_reason": sample.stop_reason,
                     "token_ids": sample.token_ids if asked else None,
@@ -209,7 +209,7 @@ class Writer:
         asked = bool(self.body.get("return_token_ids"))
         choice: Json = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         if part is not None:
-            choice["logprobs"] = self._chat_logprobs(part) if self.body.get("logprobs") else None
+            choice["logprobs"] = self._chat_logprobs(part) if self._wants_logprobs() else None
             choice["token_ids"] = part.token_ids if asked else None
             if finish:
                 choice["stop_reason"] = part.stop_reason
@@ -244,13 +244,14 @@ class Writer:
 
     def _usage(self, samples: Sequence[Sample]) -> Json:
         sampled = sum(len(sample.token_ids) for sample in samples)
-        return {
+        usage = {
             "prompt_tokens": len(self.prompt),
             "total_tokens": len(self.prompt) + sampled,
             "completion_tokens": sampled,
             "prompt_tokens_details": None,
-            "completion_tokens_details": None,
         }
+        # NeMo-RL's vLLM is an older one.
+        return usage if self.token_names else usage | {"completion_tokens_details": None}
 
     def _text(self, sample: Sample) -> str:
         params = self.body.get("sampling_params") or self.body
@@ -299,6 +300,10 @@ class Writer:
                 "arguments": json.dumps(json.loads(call.arguments), ensure_ascii=False),
             },
         }
+
+    def _wants_logprobs(self) -> bool:
+        """Whether a chat asked for logprobs; with `top_logprobs: null` vLLM gives none."""
+        return bool(self.body.get("logprobs")) and self.body.get("top_logprobs", 0) is not None
 
     def _chat_logprobs(self, sample: Sample) -> Json:
         entries = []
@@ -366,6 +371,9 @@ class Writer:
         return list(self._half(token).encode())
 
 
-def event(chunk: Json) -> bytes:
-    """A chunk as a server-sent event."""
+DONE: Final = b"data: [DONE]\n\n"
+
+
+def event(chunk: Any) -> bytes:
+    """A chunk, or an error, as a server-sent event."""
     return b"data: " + orjson.dumps(chunk) + b"\n\n"

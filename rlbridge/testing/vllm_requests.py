@@ -31,20 +31,26 @@ class EngineFault(StrEnum):
     """The engine is prompted with other IDs than were sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Exact:
-    """The sampling that NeMo-RL's server insists on."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-
-
 class RefusedError(Exception):
-    """A request that is answered with an error."""
+    """A request that is answered with an error.
 
-    def __init__(self, status: int, body: Json) -> None:
+    Attributes:
+        status: of the answer.
+        body: JSON, or bytes of another `kind`.
+        kind: its content type.
+        in_stream: it comes as an event, behind a 200.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        body: Json | bytes,
+        kind: str = "application/json",
+        *,
+        in_stream: bool = False,
+    ) -> None:
         super().__init__(status)
-        self.status, self.body = status, body
+        self.status, self.body, self.kind, self.in_stream = status, body, kind, in_stream
 
 
 @dataclass(frozen=True)
@@ -56,49 +62,20 @@ class Requests:
     kind: Literal["vllm", "nemo_rl", "text"]
     token_chat: bool
     tool_parser: bool
-    message_fields: bool
     max_model_len: int
-    exact: Exact
 
     def tokenized(self, body: Json) -> list[int]:
         """The IDs of a `/tokenize` request."""
-        return self._rendered(body) if "messages" in body else self._encoded(body["prompt"])
+        return self.rendered(body) if "messages" in body else self.tokenizer.encode(body["prompt"])
 
-    def _encoded(self, prompt: str) -> list[int]:
-        return self.tokenizer.encode(prompt)
-
-    def _rendered(self, body: Json) -> list[int]:
+    def rendered(self, body: Json) -> list[int]:
+        """The chat template's IDs."""
         ids: list[int] = self.tokenizer.apply_chat_template(
             body["messages"],
             tools=body.get("tools"),
             add_generation_prompt=body.get("add_generation_prompt", True),
         )
-        return self._spliced(body, ids) if self.kind == "nemo_rl" else ids
-
-    def _spliced(self, body: Json, template: list[int]) -> list[int]:
-        """NeMo-RL's prompt: the model's own tokens in front, the template's behind."""
-        messages, known = body["messages"], body.get("required_prefix_token_ids")
-        if known is None:
-            holder = next((m for m in reversed(messages) if "prompt_token_ids" in m), None)
-            known = holder and holder["prompt_token_ids"] + holder["generation_token_ids"]
-        if not known:
-            return template
-        roles = [message["role"] for message in messages]
-        last = len(roles) - roles[::-1].index("assistant") if "assistant" in roles else len(roles)
-        eos = self.tokenizer.eos_token_id
-        before = self.tokenizer.apply_chat_template(messages[:last], tools=body.get("tools"))
-        at = len(before) - 1
-        while template[at] != eos:
-            at -= 1
-        return [*known[: len(known) - (known[-1] == eos)], *template[at:]]
-
-    def is_exact(self, body: Json) -> bool:
-        """Whether NeMo-RL's server would take the sampling parameters."""
-        given = body.get("temperature"), body.get("top_p")
-        return body.get("top_k") in (None, -1) and given == (
-            self.exact.temperature,
-            self.exact.top_p,
-        )
+        return ids
 
     def prompt(self, wire: str, body: Json) -> list[int]:
         """The IDs that the engine is prompted with."""
@@ -106,7 +83,7 @@ class Requests:
             return list(body["token_ids"])
         if wire == "completions":
             prompt = body["prompt"]
-            return self._encoded(prompt) if isinstance(prompt, str) else list(prompt)
+            return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not body.get("messages"):
             raise _refused("messages: Field required", "messages")
         if body.get("tools") and not self.tool_parser and self.kind == "vllm":
@@ -117,7 +94,7 @@ class Requests:
         given = (body.get("kv_transfer_params") or {}).get("prompt_token_ids")
         if given and self.token_chat and self.kind != "text":
             return list(given)
-        return self._rendered(body)
+        return self.rendered(body)
 
     def params(self, wire: str, body: Json, prompt: list[int]) -> Json:
         """The sampling parameters, checked as vLLM does; `max_tokens` is always there."""
@@ -125,10 +102,11 @@ class Requests:
         wanted = params.get("max_completion_tokens") or params.get("max_tokens")
         default = 16 if wire == "completions" else self.max_model_len
         params["max_tokens"] = default if wanted is None else wanted
-        self._check(prompt, params, body, wire)
+        self.check(prompt, params, body, wire)
         return params
 
-    def _check(self, prompt: list[int], params: Json, body: Json, wire: str) -> None:
+    def check(self, prompt: list[int], params: Json, body: Json, wire: str) -> None:
+        """Refuses what vLLM does, and cuts `max_tokens` to the room there is."""
         if body.get("model", self.model) != self.model:
             message = f"The model `{body['model']}` does not exist. Valid aliases: {self.model}."
             raise RefusedError(404, error_body(message, "NotFoundError", "model", 404))
@@ -147,8 +125,6 @@ class Requests:
         if given < 1 or (wire != "generate" and given > self.max_model_len):
             message = f"max_tokens={given} cannot be greater than max_model_len or less than 1"
             raise _refused(message, "max_tokens")
-        if self.message_fields and body.get("logprobs") and body.get("top_logprobs") is None:
-            raise _refused("`top_logprobs` must be set", None)
         params["max_tokens"] = min(given, room)
 
 

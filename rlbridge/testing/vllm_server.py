@@ -19,10 +19,10 @@ import orjson
 
 from rlbridge.testing.exchange import Exchange, LocalServer
 from rlbridge.testing.vllm_model import Answers, FakeModel, Sample
-from rlbridge.testing.vllm_replies import Json, Parsers, Writer, event
+from rlbridge.testing.vllm_nemo_rl import Exact, NemoRlRequests
+from rlbridge.testing.vllm_replies import DONE, Json, Parsers, Writer, event
 from rlbridge.testing.vllm_requests import (
     EngineFault,
-    Exact,
     RefusedError,
     Requests,
     aborted,
@@ -87,17 +87,21 @@ class VllmServer(LocalServer):
     def __post_init__(self) -> None:
         self.fake = FakeModel(self.answers, logprobs_mode=self.logprobs_mode)
         super().__init__()
-        self._rules = Requests(
+        self._rules = self._reader()
+        self._aborts: set[asyncio.Event] = set()
+
+    def _reader(self) -> Requests:
+        given = (
             self.fake.tokenizer,
             self.model,
             self.kind,
             self.token_chat,
             self.parsers.tools,
-            self.message_fields,
             self.max_model_len,
-            self.exact,
         )
-        self._aborts: set[asyncio.Event] = set()
+        if self.kind == "nemo_rl":
+            return NemoRlRequests(*given, self.exact, self.message_fields)
+        return Requests(*given)
 
     @property
     def generations(self) -> list[Json]:
@@ -119,9 +123,12 @@ class VllmServer(LocalServer):
         self.requests.append((exchange.route, body))
         if self.api_key and exchange.headers.get("authorization") != f"Bearer {self.api_key}":
             return await exchange.send(401, {"error": "Unauthorized"})
-        handler = self._routes().get((exchange.method, exchange.route))
+        routes = self._routes()
+        handler = routes.get((exchange.method, exchange.route))
         if handler is None:
-            return await exchange.send(404, {"detail": "Not Found"})
+            known = any(route == exchange.route for _, route in routes)
+            missing = (405, "Method Not Allowed") if known else (404, "Not Found")
+            return await exchange.send(missing[0], {"detail": missing[1]})
         return await handler(exchange, body)
 
     def _routes(self) -> "dict[tuple[str, str], _Handler]":
@@ -170,7 +177,10 @@ class VllmServer(LocalServer):
         return await exchange.send(200, {"object": "list", "data": [card]})
 
     async def _tokenize(self, exchange: Exchange, body: Json) -> bool:
-        ids = self._rules.tokenized(body)
+        try:
+            ids = self._rules.tokenized(body)
+        except RefusedError as refused:
+            return await exchange.send(refused.status, refused.body, refused.kind)
         answer = {"count": len(ids), "max_model_len": self.max_model_len, "tokens": ids}
         return await exchange.send(200, {**answer, "token_strs": None})
 
@@ -184,15 +194,18 @@ class VllmServer(LocalServer):
             await asyncio.sleep(self.delay_s)
         if fault is not None and (done := await self._broken(exchange, EngineFault(fault))):
             return done is _KEEP
-        if self.kind == "nemo_rl" and not self._rules.is_exact(body):
-            return await exchange.send(500, b"Internal Server Error", "text/plain")
         try:
             prompt = self._rules.prompt(wire, body)
             if fault == EngineFault.OTHER_PROMPT:
                 prompt = [*prompt, 0]
             params = self._rules.params(wire, body, prompt)
         except RefusedError as refused:
-            return await exchange.send(refused.status, refused.body)
+            if refused.in_stream:
+                exchange.start_stream()
+                await exchange.piece(event(refused.body))
+                await exchange.piece(DONE)
+                return await exchange.end_stream()
+            return await exchange.send(refused.status, refused.body, refused.kind)
         return await self._sampled(exchange, wire, prompt, params, body, fault)
 
     async def _broken(self, exchange: Exchange, fault: EngineFault) -> "object | None":
@@ -275,7 +288,7 @@ class VllmServer(LocalServer):
             for choice in reply["choices"]:
                 for values in (choice["logprobs"] or {}).values():
                     values.pop()
-        if self.message_fields:
+        if self.message_fields and body.get("logprobs"):
             for choice, sample in zip(reply["choices"], samples, strict=True):
                 choice["message"] |= {
                     "prompt_token_ids": writer.prompt,
@@ -321,7 +334,7 @@ class VllmServer(LocalServer):
         except ConnectionError:
             self.left += 1
             raise
-        await exchange.piece(b"data: [DONE]\n\n")
+        await exchange.piece(DONE)
         return await exchange.end_stream()
 
 

@@ -11,6 +11,7 @@ import pytest
 from rlbridge.contracts.codecs.engine import turns_from_reply
 from rlbridge.contracts.codecs.stream import chunks_from_sse, reply_from_chunks
 from rlbridge.testing import VllmServer
+from tests.engines.shapes import differences, shape
 
 CAPTURES = Path(__file__).parents[1] / "contracts" / "captures"
 HERE = Path(__file__).parent / "captures"
@@ -23,31 +24,6 @@ async def ask(server: VllmServer, path: str, body: Any) -> tuple[int, Any]:
         if r.content_type == "text/event-stream":
             return r.status, (await r.text()).splitlines()
         return r.status, await r.json()
-
-
-def shape(value: Any) -> Any:
-    """Fields and kinds of values; a list is what its elements are, null fits everything."""
-    if isinstance(value, dict):
-        return {key: shape(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [shape(value[0])] if value else []
-    return "number" if isinstance(value, int | float) else type(value).__name__
-
-
-def differences(real: Any, ours: Any, where: str = "$") -> list[str]:
-    if isinstance(real, dict) and isinstance(ours, dict):
-        if where.endswith(".top_logprobs[]") and "token" not in real:
-            return []  # names of tokens
-        found = [f"{where}.{key} is missing" for key in real.keys() - ours.keys()]
-        found += [f"{where}.{key} is new" for key in ours.keys() - real.keys()]
-        for key in real.keys() & ours.keys():
-            found += differences(real[key], ours[key], f"{where}.{key}")
-        return found
-    if isinstance(real, list) and isinstance(ours, list):
-        return differences(real[0], ours[0], f"{where}[]") if real and ours else []
-    if real == ours or "NoneType" in (real, ours):
-        return []
-    return [f"{where} is {ours}, not {real}"]
 
 
 def real(name: str) -> Any:

@@ -18,9 +18,10 @@ from rlbridge.errors import ConfigError, RunError
 from rlbridge.gateway.captures import captured_rollouts
 from rlbridge.testing import ByteTokenizer
 from rlbridge.testing.real_servers import why_unavailable
-from rlbridge.testing.vllm_requests import Exact
+from rlbridge.testing.vllm_nemo_rl import Exact
 from rlbridge.testing.vllm_server import VllmServer
-from rlbridge_nemo_rl.gym_gateway import GymGateway, check
+from rlbridge_nemo_rl.gym_flags import check
+from rlbridge_nemo_rl.gym_gateway import GymGateway
 from tests.nemo_rl.agents import MORE, USER, Agents, RunningAgent, hf_byte_tokenizer, running_agent
 from tests.nemo_rl.conftest import Threaded
 
@@ -167,10 +168,10 @@ def made_by_setup(gateway: GymGateway, agent: str | None = None) -> Any:
     """The actor as NeMo-RL's `setup` makes it, but for Gym, which isn't in this environment."""
     import ray
 
-    from rlbridge_nemo_rl.gym_agents import _TolerantGym
-    from rlbridge_nemo_rl.gym_gateway import ActorBehind
+    from rlbridge_nemo_rl.actor_behind import ActorBehind
+    from rlbridge_nemo_rl.gym_agents import _Gym
 
-    class WithoutGym(_TolerantGym):
+    class WithoutGym(_Gym):
         def _spinup(self) -> None:
             self.rch = RunningAgent(agent) if agent else Agents(self.cfg["base_urls"][0])
             self.head_server_config = None
