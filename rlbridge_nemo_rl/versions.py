@@ -1,9 +1,11 @@
 """Where NeMo-RL 0.6, 0.7 and its development head differ. Refuses versions it doesn't know.
 
-Features are asked for, not version numbers: the head calls itself 0.6.
+Features are asked for, not version numbers: the head of August 2026 calls itself 0.6. Imports
+nothing but pydantic and our errors, for it is used in NeMo-RL's environment for Gym too.
 """
 
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +14,21 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from rlbridge.errors import ConfigError, PluginError
+
+KNOWN = "0.6, 0.7 and the development head of August 2026"
+_ROLLOUTS = ("run_multi_turn_rollout", "run_async_multi_turn_rollout")
+# Of the Gym path: up to 0.7, and in the head, where the first one streams and another waits for it.
+_GYM_ROLLOUTS = ("run_async_nemo_gym_rollout", "run_nemo_gym_rollout_sync")
+_ESTIMATOR = "_create_advantage_estimator"
+# What rlbridge can't do without, and why.
+_NEEDED = (
+    ("nemo_rl.data.utils", "setup_response_data", "a config can't name our dataset"),
+    ("nemo_rl.algorithms.grpo", _ESTIMATOR, "a missing reward can't be kept out of baselines"),
+    *(
+        ("nemo_rl.algorithms.grpo", name, "a missing reward can't be kept out of the loss")
+        for name in _ROLLOUTS
+    ),
+)
 
 
 class Parts(NamedTuple):
@@ -77,16 +94,67 @@ def value(section_: Any, name: str, default: Any = None) -> Any:
 
 
 def check() -> None:
-    """See that this NeMo-RL can be launched.
+    """See that this NeMo-RL has what rlbridge needs of it.
 
     Raises:
-        PluginError: it can't; says what can be done.
+        PluginError: it hasn't; says what can be done.
     """
-    if not hasattr(importlib.import_module("nemo_rl.data.utils"), "setup_response_data"):
+    if importlib.util.find_spec("nemo_rl.algorithms") is None:
         raise PluginError(
-            "this NeMo-RL is older than 0.6, and its data are set up by its example scripts; "
-            "update it, or keep your launcher and call rlbridge_nemo_rl.register()"
+            f"the nemo_rl at {checkout() / 'nemo_rl'} is PyPI's empty placeholder, not NeMo-RL: "
+            "uninstall nemo-rl, and run inside a clone of https://github.com/NVIDIA-NeMo/RL"
         )
+    for module, name, why in _NEEDED:
+        if _attribute(module, name) is None:
+            raise PluginError(
+                f"NeMo-RL {_version()} at {checkout()} has no {module}.{name}, without which "
+                f"{why}; rlbridge works with {KNOWN}: `git checkout v0.7.0` there"
+            )
+
+
+def _attribute(module: str, name: str) -> Any:
+    """A module's attribute; None where either is missing."""
+    if importlib.util.find_spec(module) is None:
+        return None
+    return getattr(importlib.import_module(module), name, None)
+
+
+def _version() -> str:
+    return str(getattr(importlib.import_module("nemo_rl"), "__version__", "of unknown version"))
+
+
+def rollouts() -> list[str]:
+    """Functions of `nemo_rl.algorithms.grpo` that NeMo-RL's own rollouts pass through."""
+    return list(_ROLLOUTS)
+
+
+def gym_rollout() -> str:
+    """The function of `nemo_rl.algorithms.grpo` that rollouts of Gym's agents pass through."""
+    grpo = importlib.import_module("nemo_rl.algorithms.grpo")
+    return next(name for name in reversed(_GYM_ROLLOUTS) if hasattr(grpo, name))
+
+
+def gym_actor_modules() -> list[Any]:
+    """Modules by whose name `NemoGym` launchers make Gym's actor.
+
+    0.7 does so in `grpo.setup`, 0.6 by its registry of environments, the head beside the class.
+    """
+    modules = [importlib.import_module("nemo_rl.environments.nemo_gym")]
+    grpo = importlib.import_module("nemo_rl.algorithms.grpo")
+    return [*modules, grpo] if hasattr(grpo, "NemoGym") else modules
+
+
+def postprocessed(actor: Any, row: Any, result: Any, tokenizer: Any) -> dict[str, Any]:
+    """A Gym actor's own reading of a result; the head wants its row too."""
+    method = actor._postprocess_nemo_gym_to_nemo_rl_result
+    given = {"nemo_gym_row": row, "nemo_gym_result": result, "tokenizer": tokenizer}
+    read: dict[str, Any] = method(**known(method, given))
+    return read
+
+
+def streams(method: Any) -> bool:
+    """Whether an actor's method gives its results one by one, as the head's `run_rollouts`."""
+    return inspect.isasyncgenfunction(inspect.unwrap(method))
 
 
 def validated(algorithm: str, container: dict[str, Any]) -> Any:
