@@ -38,6 +38,7 @@ class RewardLedger:
         uid: str,
         sample: int,
         split: str = "train",
+        sample_id: str | None = None,
     ) -> None:
         """Append one outcome.
 
@@ -48,6 +49,7 @@ class RewardLedger:
             uid: the prompt's ID in this step; a group shares it.
             sample: which response of the group.
             split: "train" or "validation".
+            sample_id: what the asking process knows this sample by after a restart.
         """
         line: dict[str, Any] = {
             "step": step,
@@ -62,12 +64,16 @@ class RewardLedger:
         }
         if isinstance(reward, ValidReward):
             line["reward"] = reward.value
+            if reward.mask_sample:
+                line["mask_sample"] = True
         else:
             line |= {
                 "failure": reward.failure.value,
                 "fault": reward.fault.value,
                 "detail": reward.detail,
             }
+        if sample_id is not None:
+            line["sample_id"] = sample_id
         self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
     def close(self) -> None:

@@ -17,10 +17,11 @@ from rlbridge_nemo_rl.offline_keys import offline_keys
 
 DRIVER = "rlbridge_nemo_rl.driver"
 METRICS = "nemo_rl_metrics.jsonl"
-# Actors that must live as long as the run, by the class names Ray puts into process titles.
+# Actors that must live as long as the run, by the class names Ray puts into process titles. Our
+# environment isn't one: Ray restarts it, and the run goes on.
 COMPONENTS = (
-    "GymEnvironment", "VllmGenerationWorker", "VllmAsyncGenerationWorker", "DTensorPolicyWorker",
-    "MegatronPolicyWorker",
+    "VllmGenerationWorker", "VllmAsyncGenerationWorker", "DTensorPolicyWorker",
+    "MegatronPolicyWorker", "AsyncTrajectoryCollector", "ReplayBuffer",
 )  # fmt: skip
 
 

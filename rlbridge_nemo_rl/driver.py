@@ -18,9 +18,8 @@ from rlbridge.errors import RLBridgeError, RunError
 from rlbridge.launch import processes
 from rlbridge_nemo_rl import grpo_training, offline_training, versions
 from rlbridge_nemo_rl.lending import lent_source
-from rlbridge_nemo_rl.training import Training
+from rlbridge_nemo_rl.training import STOPPED_ON_PURPOSE, Training
 
-STOPPED_ON_PURPOSE = 3
 _ALGORITHMS = {
     "grpo": grpo_training.train,
     "sft": offline_training.train_sft,

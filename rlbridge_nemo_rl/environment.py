@@ -21,6 +21,7 @@ from rlbridge.config import GymConfig
 from rlbridge.contracts.reward import FailureClass, InvalidReward, Reward, ValidReward
 from rlbridge.errors import ConfigError, GymError
 from rlbridge.ledger import RewardLedger
+from rlbridge_nemo_rl import restarts
 from rlbridge_nemo_rl.episodes import Episodes, Gyms, Outcome
 from rlbridge_nemo_rl.processor import INDEX, OVERLONG, SPLIT
 from rlbridge_nemo_rl.validity import ENDED_ROLE, NO_REWARD, OPEN_ROLE
@@ -61,16 +62,26 @@ class GymEnvironment(EnvironmentInterface):  # type: ignore[misc,unused-ignore]
         self._config = parse_config(cfg)
         self._gyms = Gyms(client_config(self._config), self._config.servers)
         self._episodes = Episodes(self._gyms, self._config)
-        folder = self._config.ledger
-        self._ledger = RewardLedger(Path(folder)) if folder else None
-        self._step = 1
-        self._samples: Counter[tuple[int, int]] = Counter()
+        self._folder = Path(self._config.ledger) if self._config.ledger else None
+        self._ledger = RewardLedger(self._folder) if self._folder else None
+        self._samples: Counter[tuple[str, int]] = Counter()
         self._counts: Counter[str] = Counter()
+        self._step, lines = restarts.remembered(self._folder) if self._folder else (1, [])
+        self._judged = {line["sample_id"]: restarts.reward_of(line) for line in lines}
+        for line in lines:
+            self._samples[line["split"], line["row"]] += 1
+            self._count(restarts.reward_of(line), line["split"])
 
     def set_step(self, step: int) -> None:
-        """Say which training step rewards are asked for from now on; NeMo-RL doesn't."""
+        """Say which training step rewards are asked for from now on; NeMo-RL doesn't.
+
+        In async GRPO that is the step the trainer is at: rewards of samples for later steps are
+        recorded under it too.
+        """
         self._step = step
         self._samples.clear()
+        if self._folder:
+            restarts.keep_step(self._folder, step)
 
     async def step(  # type: ignore[override,unused-ignore]
         self, message_log_batch: list[Any], metadata: list[Any]
@@ -85,8 +96,10 @@ class GymEnvironment(EnvironmentInterface):  # type: ignore[misc,unused-ignore]
             `rewards` float [batch], NaN where there is none and 0 for a turn that isn't the
             last; `terminateds` bool [batch]; `metadata` with a `verdict`.
         """
+        call = restarts.this_call()
         work = (
-            self._turn(log, info) for log, info in zip(message_log_batch, metadata, strict=True)
+            self._turn(log, info, f"{call}/{place}")
+            for place, (log, info) in enumerate(zip(message_log_batch, metadata, strict=True))
         )
         outcomes = await asyncio.gather(*work)
         ended = [outcome.reward is not None for outcome in outcomes]
@@ -107,7 +120,11 @@ class GymEnvironment(EnvironmentInterface):  # type: ignore[misc,unused-ignore]
             answers=[None] * len(outcomes),
         )
 
-    async def _turn(self, log: list[Mapping[str, Any]], info: Mapping[str, Any]) -> Outcome:
+    async def _turn(
+        self, log: list[Mapping[str, Any]], info: Mapping[str, Any], sample_id: str
+    ) -> Outcome:
+        if sample_id in self._judged:
+            return Outcome(self._judged[sample_id])
         if info.get(OVERLONG):
             reason = "the prompt is longer than data.max_input_seq_length; nobody was asked"
             outcome = Outcome(InvalidReward(FailureClass.BAD_ROW, reason))
@@ -121,26 +138,34 @@ class GymEnvironment(EnvironmentInterface):  # type: ignore[misc,unused-ignore]
                     InvalidReward(FailureClass.LOST_SESSION, str(error), attempts=error.attempts)
                 )
         if outcome.reward is not None:
-            self._note(outcome.reward, info)
+            self._note(outcome.reward, info, sample_id)
         return outcome
 
-    def _note(self, reward: Reward, info: Mapping[str, Any]) -> None:
-        valid = isinstance(reward, ValidReward)
-        masked = isinstance(reward, ValidReward) and reward.mask_sample
-        self._counts["valid" if valid else f"invalid/{getattr(reward, 'failure', '')}"] += 1
-        self._counts["masked_by_environment"] += masked
+    def _note(self, reward: Reward, info: Mapping[str, Any], sample_id: str) -> None:
+        split, row = str(info.get(SPLIT, "train")), int(info.get(INDEX, -1))
+        self._count(reward, split)
         if self._ledger is None:
             return
-        row = int(info.get(INDEX, -1))
-        sample = self._samples[self._step, row]
-        self._samples[self._step, row] += 1
-        split = str(info.get(SPLIT, "train"))
+        sample = self._samples[split, row]
+        self._samples[split, row] += 1
         self._ledger.record(
-            reward, step=self._step, row=row, uid=str(row), sample=sample, split=split
-        )
+            reward, step=self._step, row=row, uid=str(row), sample=sample, split=split,
+            sample_id=sample_id,
+        )  # fmt: skip
+
+    def _count(self, reward: Reward, split: str) -> None:
+        place = "" if split == "train" else f"{split}/"
+        if isinstance(reward, ValidReward):
+            self._counts[f"{place}valid"] += 1
+            self._counts[f"{place}masked_by_environment"] += reward.mask_sample
+        else:
+            self._counts[f"{place}invalid/{reward.failure.value}"] += 1
 
     def metrics(self) -> dict[str, float]:
-        """`gym/valid`, `gym/invalid/<class>`, ... since the last call."""
+        """`gym/valid`, `gym/invalid/<class>`, ... since the last call.
+
+        Of validation: `gym/validation/valid`, ...
+        """
         found = {f"gym/{name}": float(count) for name, count in self._counts.items() if count}
         self._counts.clear()
         return found | {"gym/requests_total": float(self._gyms.requests)}

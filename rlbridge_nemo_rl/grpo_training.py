@@ -4,18 +4,19 @@ Registered before the data are set up; prompts that are too long are refused, an
 are told each step, for which NeMo-RL has no place.
 """
 
-import functools
-from collections.abc import Mapping
+import os
+import sys
 from typing import Any
 
 from rlbridge_nemo_rl import versions
+from rlbridge_nemo_rl.async_training import LoopWatch, train_async
 from rlbridge_nemo_rl.backend import METRICS
+from rlbridge_nemo_rl.epochs import Epochs
 from rlbridge_nemo_rl.prompt_check import check_prompts
 from rlbridge_nemo_rl.record import Record
 from rlbridge_nemo_rl.stall import StallWatch
-from rlbridge_nemo_rl.training import Training, tokenizer_of
-
-_METRICS_TIMEOUT_S = 10.0
+from rlbridge_nemo_rl.steps import Steps
+from rlbridge_nemo_rl.training import STOPPED_ON_PURPOSE, Training, tokenizer_of
 
 
 def train(config: Any, run: Training) -> None:
@@ -31,7 +32,8 @@ def train(config: Any, run: Training) -> None:
 
     tokenizer = tokenizer_of(config)
     _configure_generation(config, tokenizer)
-    watch = StallWatch(run.folder / "rewards", float(run.ours["stall_timeout_s"]))
+    hosts: list[Any] = []  # environments, once there are any
+    watch = _stall_watch(run, hosts)
     register(
         max_invalid_share=float(run.ours["max_invalid_share"]),
         invalid_window_steps=int(run.ours["invalid_window_steps"]),
@@ -45,47 +47,52 @@ def train(config: Any, run: Training) -> None:
         run.warn(warning)
     made = versions.parts(grpo.setup(config, tokenizer, dataset, val_dataset))
     run.note("workers_ready")
-    environments = list({id(env): env for env in task_to_env.values()}.values())
-    next_step = int(versions.value(made.save_state, "total_steps", 0)) + 1
-    begin_step(environments, next_step)
-    record = Record(made.logger, run.folder / METRICS, functools.partial(end_step, environments))
+    hosts += [*task_to_env.values(), *(val_task_to_env or {}).values()]
+    grpo_section = versions.section(config, "grpo")
+    is_async = bool(versions.value(versions.value(grpo_section, "async_grpo", {}), "enabled"))
+    last = int(versions.value(grpo_section, "max_num_steps"))
+
+    def ended(step: int) -> None:
+        watch.progressed()
+        if step >= last:  # NeMo-RL ends its workers before it returns
+            run.note("ending")
+
+    # Async GRPO keeps its step where the other loop keeps the step in an epoch.
+    done = versions.value(made.save_state, "current_step" if is_async else "total_steps", 0)
+    steps = Steps(hosts, int(done), ended)
+    record = Record(made.logger, run.folder / METRICS, steps.end)
+    loader = Epochs(made.dataloader) if is_async else made.dataloader
     arguments = (
-        made.policy, made.policy_generation, made.dataloader, made.val_dataloader, tokenizer,
+        made.policy, made.policy_generation, loader, made.val_dataloader, tokenizer,
         made.loss_fn, task_to_env, val_task_to_env, record, made.checkpointer,
         made.save_state, made.master_config,
     )  # fmt: skip
     run.note("training")
-    asynchronous = versions.value(versions.section(config, "grpo"), "async_grpo")
     with watch.training():
-        if versions.value(asynchronous or {}, "enabled"):
-            age = versions.value(asynchronous, "max_trajectory_age_steps", 1)
-            extras = versions.known(grpo.async_grpo_train, made.extras)
-            with watch.rollout():  # its rollouts go on all the time, in another process
-                grpo.async_grpo_train(*arguments, max_trajectory_age_steps=age, **extras)
+        if is_async:
+            overheard = LoopWatch(watch, lambda: run.note("ending"))
+            train_async(config, arguments, made.extras, lambda: steps.done, overheard)
         else:
             grpo.grpo_train(*arguments)
 
 
-def begin_step(environments: list[Any], step: int) -> None:
-    """Tell our environments the step; others have no ear for it."""
-    for env in environments:
-        if hasattr(env, "set_step"):
-            env.set_step.remote(step)
+def _stall_watch(run: Training, environments: list[Any]) -> StallWatch:
+    """A watch that ends environments first: threads that wait for them hear no interruption."""
 
+    def release() -> None:
+        import ray
 
-def end_step(environments: list[Any], step: int) -> Mapping[str, float]:
-    """Figures of the step that ended, and the next one announced."""
-    import ray
+        run.note("ending")
+        for env in environments:
+            ray.kill(env)
 
-    ours = [env for env in environments if hasattr(env, "set_step")]
-    found: dict[str, float] = {}
-    for _, metrics in ray.get(
-        [env.global_post_process_and_metrics.remote({}) for env in ours],
-        timeout=_METRICS_TIMEOUT_S,
-    ):
-        found |= metrics
-    begin_step(ours, step + 1)
-    return found
+    def abandon(message: str) -> None:
+        run.note("stopped", reason=f"StalledError: {message}")
+        print(f"StalledError: {message}", file=sys.stderr, flush=True)
+        os._exit(STOPPED_ON_PURPOSE)
+
+    timeout_s = float(run.ours["stall_timeout_s"])
+    return StallWatch(run.folder / "rewards", timeout_s, release, abandon)
 
 
 def _configure_generation(config: Any, tokenizer: Any) -> None:

@@ -1,18 +1,21 @@
 """Ends a run whose rollouts make no progress. NeMo-RL itself would wait for ever.
 
-Progress is a reward more in the record, or a rollout that ends.
+Progress is a reward more in the record, a rollout that ends, or a step that ends. Time counts only
+while the trainer waits for rollouts: a long update is none of this module's business.
 """
 
 import _thread
 import contextlib
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rlbridge.errors import RunError
 
 _LOOK_EVERY_S = 1.0
+_GRACE_S = 20.0
 
 
 class StalledError(RunError):
@@ -24,56 +27,93 @@ class StallWatch:
 
     Args:
         ledger: the folder of the record of rewards.
-        timeout_s: longest time without progress.
+        timeout_s: longest wait without progress.
+        release: called when that is over, before the interruption: ends what the main thread may
+            be waiting for in a way no interruption reaches.
+        abandon: called with the message where even then the main thread doesn't come back; must
+            end the process.
     """
 
-    def __init__(self, ledger: Path, timeout_s: float) -> None:
+    def __init__(
+        self,
+        ledger: Path,
+        timeout_s: float,
+        release: Callable[[], None] = lambda: None,
+        abandon: Callable[[str], None] = lambda _: os._exit(1),
+    ) -> None:
         self._ledger = ledger
         self._timeout_s = timeout_s
-        self._rolling = threading.Event()
+        self._release, self._abandon = release, abandon
+        self._waits = 0
+        self._waited_s = 0.0
         self._ended = threading.Event()
-        self._last = time.monotonic()
         self._stalled = False
 
     @contextlib.contextmanager
-    def rollout(self) -> Iterator[None]:
-        """A rollout is under way while this is open."""
-        self._last = time.monotonic()
-        self._rolling.set()
+    def waiting(self) -> Iterator[None]:
+        """The trainer waits for rollouts while this is open; may be nested."""
+        self._waits += 1
         try:
             yield
         finally:
-            self._rolling.clear()
+            self._waits -= 1
+
+    @contextlib.contextmanager
+    def rollout(self) -> Iterator[None]:
+        """A rollout that the trainer waits for is under way while this is open."""
+        with self.waiting():
+            yield
+        self.progressed()
+
+    def progressed(self) -> None:
+        """Something came to its end: the wait begins anew."""
+        self._waited_s = 0.0
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Watches while open.
 
         Raises:
-            StalledError: nothing went on for `timeout_s` during a rollout.
+            StalledError: waiting led nowhere for `timeout_s`.
         """
         thread = threading.Thread(target=self._watch, name="rlbridge-stall-watch", daemon=True)
         thread.start()
         try:
             yield
-        except KeyboardInterrupt:
+        except BaseException:  # an interruption, or what it or the release turned into
             if not self._stalled:
                 raise
-            raise StalledError(
-                f"no reward was recorded for trainer.stall_timeout_s={self._timeout_s:.0f} while "
-                "rollouts were under way; an engine or the environment may be dead"
-            ) from None
         finally:
             self._ended.set()
             thread.join()
+        if self._stalled:
+            raise StalledError(self._message)
+
+    @property
+    def _message(self) -> str:
+        return (
+            f"no reward was recorded for trainer.stall_timeout_s={self._timeout_s:g} while "
+            "rollouts were under way; an engine, an environment or the reward server may hang"
+        )
 
     def _watch(self) -> None:
-        size = -1
+        size, last = -1, time.monotonic()
         while not self._ended.wait(min(_LOOK_EVERY_S, self._timeout_s / 4)):
-            now = sum(path.stat().st_size for path in self._ledger.glob("*.jsonl"))
-            if now != size or not self._rolling.is_set():
-                size, self._last = now, time.monotonic()
-            elif time.monotonic() - self._last > self._timeout_s:
-                self._stalled = True
-                _thread.interrupt_main()
+            now, grown = time.monotonic(), self._size()
+            self._waited_s += now - last if self._waits else 0.0
+            if grown != size:
+                self.progressed()
+            size, last = grown, now
+            if self._waited_s > self._timeout_s:
+                self._stop()
                 return
+
+    def _size(self) -> int:
+        return sum(path.stat().st_size for path in self._ledger.glob("*.jsonl"))
+
+    def _stop(self) -> None:
+        self._stalled = True
+        self._release()
+        _thread.interrupt_main()
+        if not self._ended.wait(_GRACE_S):
+            self._abandon(self._message)

@@ -9,6 +9,8 @@ from rlbridge import jsonl
 from rlbridge_nemo_rl import versions
 
 STARTED = time.time()
+STOPPED_ON_PURPOSE = 3
+"""Exit status of a run that we stopped."""
 
 
 class Training:

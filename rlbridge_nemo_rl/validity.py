@@ -85,6 +85,34 @@ def settle(batch: Any) -> Any:
     return batch
 
 
+def figures(rewards: torch.Tensor, valid: torch.Tensor) -> dict[str, float]:
+    """NeMo-RL's figures of a rollout's rewards, over valid ones only; none if there are none.
+
+    Args:
+        rewards: float [batch].
+        valid: bool [batch].
+    """
+    known = rewards[valid].float()
+    if not len(known):
+        return {}
+    found = {"mean": known.mean(), "max": known.max(), "min": known.min()}
+    return {f"{name}_total_reward": float(value) for name, value in found.items()}
+
+
+def correct_figures(metrics: dict[str, Any], batch: Any) -> None:
+    """Replace the figures of a rollout's rewards that a missing one spoilt.
+
+    Args:
+        metrics: NeMo-RL's of the rollout; the synchronous one has no such figures.
+        batch: settled.
+    """
+    if bool(batch[VALID].all()) or "mean_total_reward" not in metrics:
+        return
+    for name in ("mean", "max", "min"):
+        del metrics[f"{name}_total_reward"]
+    metrics |= figures(batch["total_reward"], batch[VALID])
+
+
 def _scored(batch: Any) -> torch.Tensor:
     """Bool [batch]: rows with a verdict. NaN is none, and neither is a sum nobody finished.
 
@@ -158,6 +186,8 @@ class ValidAdvantages:
     def __init__(self, inner: Any, share: InvalidShare) -> None:
         self._inner = inner
         self._share = share
+        self.last_metrics: dict[str, Any] = {}
+        """What async GRPO logs in place of figures that a missing reward spoilt."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -177,10 +207,25 @@ class ValidAdvantages:
         """
         valid = _valid(rewards, repeated_batch)
         self._share.add(valid)
+        self.last_metrics = {}
+        advantages = self._of_valid(prompt_ids, rewards, mask, repeated_batch, kwargs, valid)
+        self.last_metrics |= getattr(self._inner, "last_metrics", None) or {}
+        return advantages
+
+    def _of_valid(
+        self,
+        prompt_ids: torch.Tensor,
+        rewards: torch.Tensor,
+        mask: torch.Tensor,
+        repeated_batch: Any,
+        kwargs: Mapping[str, Any],
+        valid: torch.Tensor,
+    ) -> torch.Tensor:
         if bool(valid.all()):
             return self._advantages(prompt_ids, rewards, mask, repeated_batch, kwargs)
         if kwargs.get("sample_mask") is not None:
             kwargs["sample_mask"].mul_(valid)
+        self.last_metrics = figures(rewards, valid)
         groups = [row.numpy().tobytes() for row in prompt_ids.cpu()]
         rewards.copy_(filled(rewards, valid, groups))
         advantages = torch.zeros(mask.shape, dtype=torch.float32)

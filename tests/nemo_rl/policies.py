@@ -1,6 +1,7 @@
 """Policies without a GPU: one that says what it is told, one that really learns."""
 
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +29,9 @@ def scripted(tokenizer: Any, answer: Callable[[str, int], str | None]) -> Any:
             return True
 
         def finish_generation(self, *_: Any, **__: Any) -> bool:
+            return True
+
+        def shutdown(self) -> bool:
             return True
 
         def generate(self, data: Any, greedy: bool = False) -> Any:
@@ -132,6 +136,14 @@ class LearningPolicy:
         import ray
 
         return [ray.put(True)]
+
+    def save_checkpoint(self, weights_path: str, **_: Any) -> None:
+        self.model.save_pretrained(weights_path)
+
+    def load_checkpoint(self, weights_path: Path) -> None:
+        """Go on from another policy's weights."""
+        self.model = self.model.from_pretrained(weights_path)
+        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
 
     def generate(self, data: Any, greedy: bool = False) -> Any:
         from nemo_rl.distributed.batched_data_dict import BatchedDataDict

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from rlbridge.testing import make_row
+from rlbridge.testing import FaultKind, Faults, make_row
+from rlbridge_nemo_rl.processor import INDEX, SPLIT
 
 pytestmark = [pytest.mark.nemo_rl, pytest.mark.usefixtures("registered")]
 
@@ -190,6 +191,29 @@ def test_a_restarted_actor_answers_again_and_disowns_its_sessions(
     assert again.rewards.isnan().tolist() == [True]
     plain = ray.get(env.step.remote([log], [{"row": make_row("q")}]))
     assert plain.rewards.tolist() == [1.0]
+
+
+def test_a_restarted_actor_knows_its_step_and_asks_only_for_what_it_had_not_judged(
+    tmp_path: Path, gym: Callable[..., Any]
+) -> None:
+    import ray
+
+    server = gym(faults=Faults(script=[None, FaultKind.SLOW]), rewards=[0.25, 0.5])
+    ledger = tmp_path / "rewards"
+    env = create(server.url, ledger=str(ledger), max_concurrency=1, deterministic=False)
+    ray.get(env.set_step.remote(7))
+    infos = [{"row": make_row(f"q{n}"), INDEX: n, SPLIT: "train"} for n in range(2)]
+    logs = [[{"role": "assistant", "content": f"a{n}"}] for n in range(2)]
+    asked = env.step.remote(logs, infos)
+    while not any(path.stat().st_size for path in ledger.glob("*.jsonl")):
+        assert not ray.wait([asked], timeout=0.05)[0]
+    ray.kill(env, no_restart=False)
+    assert ray.get(asked, timeout=120).rewards.tolist() == [0.25, 0.5]
+    lines = [json.loads(line) for path in ledger.glob("*.jsonl") for line in path.open()]
+    assert [(line["step"], line["row"]) for line in lines] == [(7, 0), (7, 1)]
+    assert server.behaviour.verifies == 3  # the second one twice: nobody heard the first answer
+    _, metrics = ray.get(env.global_post_process_and_metrics.remote({}))
+    assert metrics["gym/valid"] == 2
 
 
 def test_metrics_say_what_became_of_the_rewards(gym: Callable[..., Any]) -> None:

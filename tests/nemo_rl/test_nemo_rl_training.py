@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,37 +27,56 @@ SMALL = {
 }
 
 
-def train(
+def config_of(
     folder: Path, policy: Path, rows: list[dict[str, Any]], url: str, **sections: Any
+) -> dict[str, Any]:
+    """A run config as plain data; its rows are written."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "policy": {"path": str(policy)},
+        "gym": {"url": url, "max_attempts": 2, "backoff_initial_s": 0.05},
+        "data": {"train": str(folder / "rows.jsonl"), "max_prompt_tokens": 64},
+        "rollout": {"prompts_per_step": 4, "samples_per_prompt": 4, "max_response_tokens": 4},
+        "trainer": {"steps": STEPS, "output_dir": str(folder / "run")},
+        "nemo_rl": SMALL,
+    } | sections
+
+
+def train(
+    folder: Path,
+    policy: Path,
+    rows: list[dict[str, Any]],
+    url: str,
+    driver: str = "driver_on_cpu",
+    **sections: Any,
 ) -> subprocess.CompletedProcess[str]:
     """Compile a run and let the driver train it."""
     from rlbridge_nemo_rl.backend import NemoRLBackend
 
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = RunConfig.parse(
-        {
-            "policy": {"path": str(policy)},
-            "gym": {"url": url, "max_attempts": 2, "backoff_initial_s": 0.05},
-            "data": {"train": str(folder / "rows.jsonl"), "max_prompt_tokens": 64},
-            "rollout": {"prompts_per_step": 4, "samples_per_prompt": 4, "max_response_tokens": 4},
-            "trainer": {"steps": STEPS, "output_dir": str(folder / "run")},
-            "nemo_rl": SMALL,
-        }
-        | sections
-    )
+    config = RunConfig.parse(config_of(folder, policy, rows, url, **sections))
     native = NemoRLBackend().compile(config, folder / "run")
-    (folder / "run").mkdir()
+    (folder / "run").mkdir(exist_ok=True)
     path = folder / "run" / "native.yaml"
     path.write_text(yaml.safe_dump(dict(native.config)))
-    return subprocess.run(
-        [sys.executable, "-m", "tests.nemo_rl.driver_on_cpu", "--config", str(path)],
-        env={**os.environ, **native.env, "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    return drive(folder, [f"tests.nemo_rl.{driver}", "--config", str(path)], native.env)
+
+
+def drive(
+    folder: Path, module: list[str], env: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a module to its end; what it prints grows in `train.log`."""
+    log = folder / "train.log"
+    with log.open("w") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", *module],
+            env={**os.environ, **env, "PYTHONPATH": str(ROOT)},
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            timeout=240,
+            check=False,
+        )
+    return subprocess.CompletedProcess(done.args, done.returncode, log.read_text())
 
 
 def steps_of(folder: Path) -> list[Any]:
@@ -83,7 +102,7 @@ def test_grpo_trains_three_steps_on_rewards_of_the_embedded_gym(
     finally:
         new = [c for c in psutil.Process().children(recursive=True) if c.pid not in before]
         processes.end([c for c in new if "rlbridge" in " ".join(c.cmdline())])
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-5000:]
     trained = json.loads((tmp_path / "run" / "trained.json").read_text())
     assert trained["moved"] > 0
     assert len(trained["steps"]) == STEPS
@@ -116,7 +135,7 @@ def test_missing_rewards_leave_loss_baseline_and_deviation(
         tmp_path, policy_folder, rows, server.url,
         gym={"url": server.url, "max_attempts": 1, "deterministic": False},
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-5000:]
     trained = json.loads((tmp_path / "run" / "trained.json").read_text())
     for step in trained["steps"]:
         mask = torch.tensor(step["sample_mask"])
@@ -140,7 +159,7 @@ def test_a_run_without_rewards_stops_and_says_why(
         trainer={"steps": 9, "output_dir": str(tmp_path / "run"), "invalid_window_steps": 1},
     )  # fmt: skip
     assert done.returncode == 3
-    assert "16 of the last 16 rewards are invalid" in done.stderr
+    assert "16 of the last 16 rewards are invalid" in done.stdout
     events = (tmp_path / "run" / "events.jsonl").read_text()
     assert "TooFewRewardsError" in events
 
@@ -151,4 +170,4 @@ def test_prompts_that_are_too_long_are_refused_before_training(
     rows = [make_row("short"), make_row("long " * 60)]
     done = train(tmp_path, policy_folder, rows, gym().url)
     assert done.returncode == 2
-    assert "1 of 2 prompts are longer than data.max_prompt_tokens" in done.stderr
+    assert "1 of 2 prompts are longer than data.max_prompt_tokens" in done.stdout

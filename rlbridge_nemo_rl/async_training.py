@@ -1,0 +1,115 @@
+"""Async GRPO: NeMo-RL's own loop, and what it leaves to its caller. Changes nothing in it.
+
+The loop prints the error that ends it and returns as if all were well; it waits without end for
+rollouts that never come; and its collector reads the data once. Its timer is the one place where
+it says what it is doing: `total_step_time` is a step, and an error goes out through it;
+`exposed_generation` is the trainer waiting for rollouts, in 0.6, 0.7 and the head alike.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rlbridge.errors import RunError
+from rlbridge_nemo_rl import versions
+from rlbridge_nemo_rl.stall import StallWatch
+
+_STEP, _WAIT = "total_step_time", "exposed_generation"
+_STEPS, _MUST_SAVE_BY = "max_num_steps", "checkpoint_must_save_by"
+
+
+class LoopWatch:
+    """Hears from the loop's timer.
+
+    Args:
+        stall: is told when the trainer waits.
+        ending: called when an error ends the loop, before it ends its workers.
+    """
+
+    def __init__(self, stall: StallWatch, ending: Callable[[], None]) -> None:
+        self._stall = stall
+        self._ending = ending
+        self._first_wait = contextlib.ExitStack()
+        self.error: BaseException | None = None
+        """What ended the loop."""
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Open around the loop: until its first step, it waits for a full buffer."""
+        with self._first_wait:
+            self._first_wait.enter_context(self._stall.waiting())
+            yield
+
+    @contextlib.contextmanager
+    def timed(self, label: str) -> Iterator[None]:
+        """Around what the timer calls `label`."""
+        if label == _STEP:
+            self._first_wait.close()
+        try:
+            with self._stall.waiting() if label == _WAIT else contextlib.nullcontext():
+                yield
+        except BaseException as error:
+            if label == _STEP:
+                self.error = error
+                self._ending()
+            raise
+
+
+def timer(original: type[Any], watch: LoopWatch, *args: Any, **kwargs: Any) -> Any:
+    """NeMo-RL's `Timer`, overheard."""
+
+    class Overheard(original):
+        @contextlib.contextmanager
+        def time(self, label: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+            with watch.timed(label), super().time(label, *args, **kwargs):
+                yield
+
+    return Overheard(*args, **kwargs)
+
+
+def train_async(
+    config: Any,
+    arguments: tuple[Any, ...],
+    extras: Mapping[str, Any],
+    steps_done: Callable[[], int],
+    watch: LoopWatch,
+) -> None:
+    """Run `async_grpo_train` to its end, and tell a good one from a bad one.
+
+    Args:
+        config: the `MasterConfig`.
+        arguments: the loop's, by position.
+        extras: more of them, by name, where this version takes them.
+        steps_done: the last step that ended.
+        watch: hears of the loop's waits and errors.
+
+    Raises:
+        RunError: the error that ended it, or that it ended early without one.
+    """
+    from nemo_rl.algorithms import grpo
+
+    section = versions.section(config, "grpo")
+    age = versions.value(versions.value(section, "async_grpo"), "max_trajectory_age_steps", 1)
+    original = grpo.Timer
+    grpo.Timer = functools.partial(timer, original, watch)
+    try:
+        with watch.watching():
+            grpo.async_grpo_train(
+                *arguments,
+                max_trajectory_age_steps=age,
+                **versions.known(grpo.async_grpo_train, extras),
+            )
+    finally:
+        grpo.Timer = original
+    if watch.error is not None:
+        watch.error.with_traceback(None)  # printed already; it holds the loop's every variable
+    if isinstance(watch.error, RunError):
+        raise watch.error
+    # With a deadline for its last checkpoint the loop may end before its last step.
+    early = not versions.value(versions.section(config, "checkpointing"), _MUST_SAVE_BY)
+    if watch.error is not None or (early and steps_done() < versions.value(section, _STEPS)):
+        reason = f"{type(watch.error).__name__}: {watch.error}" if watch.error else "see its log"
+        raise RunError(
+            f"NeMo-RL's async loop ended after step {steps_done()}: {reason}"
+        ) from watch.error
