@@ -89,15 +89,15 @@ def _best(found: list[Spoken]) -> Spoken:
 
 async def _server(http: EngineHttp, config: PolicyConfig) -> _Server:
     """The server's model; two routes alone are NeMo-RL's."""
-    two_routes = config.wire == "nemo_rl"
+    two_routes, length = config.wire == "nemo_rl", None
     try:
         cards = (await http.get("/v1/models")).get("data") or []
     except EngineError as error:
         if error.status not in (404, 405):
             raise
         cards = []
-        if not two_routes and config.wire == "auto":
-            two_routes = await _tokenizes(http, config)
+        tokenizes, length = await _tokenizes(http, config)
+        two_routes = two_routes or (config.wire == "auto" and tokenizes)
     names = [str(card.get("id")) for card in cards]
     card = next((card for card in cards if card.get("id") == config.model), None)
     if card is None and config.model is not None and cards:
@@ -113,7 +113,7 @@ async def _server(http: EngineHttp, config: PolicyConfig) -> _Server:
             f"{http.root} doesn't tell its model (no /v1/models): set model to the name the "
             "trainer serves it by (NeMo-RL: policy.model_name)"
         )
-    length = (card or {}).get("max_model_len")
+    length = (card or {}).get("max_model_len", length)
     return _Server(http, config, str(model), length, two_routes)
 
 
@@ -121,14 +121,13 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-async def _tokenizes(http: EngineHttp, config: PolicyConfig) -> bool:
-    """Whether there is a /tokenize: then it is a vLLM of NeMo-RL's, with two routes."""
-    body = {"model": config.model, "prompt": "a"}
+async def _tokenizes(http: EngineHttp, config: PolicyConfig) -> tuple[bool, int | None]:
+    """Whether there is a /tokenize: then it is NeMo-RL's, with two routes; and its context."""
     try:
-        await http.post("/tokenize", body, timeout_s=config.health_timeout_s)
+        told = await http.post("/tokenize", {"prompt": "a"}, timeout_s=config.health_timeout_s)
     except EngineError as error:
-        return error.status not in (0, 404, 405)
-    return True
+        return error.status not in (0, 404, 405), None
+    return True, told.get("max_model_len")
 
 
 async def _token_chat(server: _Server, name: str = "token_chat") -> Spoken | None:
@@ -194,7 +193,17 @@ async def _generate(server: _Server) -> Spoken | None:
 async def _nemo_rl(server: _Server) -> Spoken | None:
     """NeMo-RL's server: exact prompts where its vLLM takes them, else its own splice."""
     server = replace(server, two_routes=True)
-    spoken = await _token_chat(server, "nemo_rl")
+    try:
+        spoken = await _token_chat(server, "nemo_rl")
+    except EngineError as error:
+        if error.status != 500:
+            raise
+        only = ", ".join(f"{name} {value:g}" for name, value in server.sampling.items())
+        raise ConfigError(
+            f"{server.http.root} refuses to sample with {only}: NeMo-RL's server answers 500 to "
+            "all but the trainer's sampling. Set the policy's temperature and top_p to those of "
+            "policy.generation; if they are, its log has the reason"
+        ) from error
     if spoken is not None:  # it takes tools with a 200 whether or not it has a parser
         return replace(spoken, info=replace(spoken.info, parses=False))
     body = {
@@ -206,7 +215,7 @@ async def _nemo_rl(server: _Server) -> Spoken | None:
         "return_token_ids": True,
         **server.sampling,
     }
-    reply = await server.http.post(CHAT_PATH, body)  # its 500 is an assert: nothing else to try
+    reply = await server.http.post(CHAT_PATH, body)
     if not _sampled_ids(reply):
         return None
     return _spoken(server, "nemo_rl", token_in=False)

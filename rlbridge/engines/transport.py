@@ -218,7 +218,10 @@ def _explained(data: bytes) -> tuple[str, str, str | None]:
     try:
         body = orjson.loads(data)
     except orjson.JSONDecodeError:
-        return data.decode("utf-8", "replace").strip() or "no reason given", "", None
+        said = data.decode("utf-8", "replace").strip() or "no reason given"
+        if said == "Internal Server Error":  # an exception that nobody caught
+            said += " (its log has the reason)"
+        return said, "", None
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
         return str(error), "", None

@@ -118,6 +118,8 @@ def _sampling(call: EngineCall, spoken: Spoken) -> Json:
             raise refusal(
                 f"{name} is {params[name]}, but the trainer allows {only} alone", name, "off_policy"
             )
+    if spoken.info.wire == "nemo_rl" and params.get("top_k", -1) != -1:
+        raise refusal(f"top_k is {params['top_k']}, but NeMo-RL allows none", "top_k", "off_policy")
     limits = [call.sampling[name] for name in _MAX_TOKENS if call.sampling.get(name) is not None]
     room = _room(call, spoken)
     if room is not None:

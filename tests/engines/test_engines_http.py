@@ -14,6 +14,7 @@ from rlbridge.contracts.tokens import LogprobsMode, PromptSpan, Provenance
 from rlbridge.engines.config import PolicyConfig
 from rlbridge.engines.engine import ChatContext, EngineCall, Generation
 from rlbridge.engines.http_engine import HttpEngine
+from rlbridge.engines.open import open_engine
 from rlbridge.errors import ConfigError, EngineError
 from rlbridge.testing import ByteTokenizer, Exact, Parsers, VllmServer
 from rlbridge.testing.exchange import Exchange, LocalServer
@@ -407,7 +408,8 @@ async def test_nemo_rls_server_gets_its_sampling_and_its_prefix(message_fields: 
         (first,) = await connected.generate(EngineCall(prompt_of(), chat=ChatContext(MESSAGES)))
         assert first.turn is not None
         assert first.turn.prompt == prompt_of()
-        assert first.turn.sampling == {"temperature": 0.8, "top_p": 0.95}
+        room = 2048 - len(prompt_of())
+        assert first.turn.sampling == {"temperature": 0.8, "top_p": 0.95, "max_tokens": room}
         assert first.turn.logprobs_mode is LogprobsMode.PROCESSED
         tail = TOKENIZER.encode("\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n")
         known = first.turn.token_ids.tolist()
@@ -421,6 +423,8 @@ async def test_nemo_rls_server_gets_its_sampling_and_its_prefix(message_fields: 
         (second,) = await connected.generate(following)
         with pytest.raises(EngineError, match=r"temperature is 1.0, but the trainer allows 0.8"):
             await connected.generate(EngineCall(prompt_of(), {"temperature": 1.0}))
+        with pytest.raises(EngineError, match="top_k is 5, but NeMo-RL allows none"):
+            await connected.generate(EngineCall(prompt_of(), {"top_k": 5}))
     assert second.turn is not None
     assert second.turn.prompt is following.prompt
     assert second.text == "Bye"
@@ -478,3 +482,38 @@ async def test_an_engine_of_text_alone_is_marked_and_gives_no_turn() -> None:
     assert answer.message == {"role": "assistant", "content": "Hello"}
     assert "".join(piece.get("content", "") for piece in pieces) == "Hello" == streamed.text
     assert any(body.get("seed") == 7 for body in server.generations)
+
+
+async def test_a_nemo_rl_server_tells_its_context_and_too_long_a_prompt_is_not_sent() -> None:
+    server = VllmServer(kind="nemo_rl", routes=frozenset({"chat"}), max_model_len=100)
+    async with engine(server, model="tiny") as connected:
+        assert (await connected.info()).max_model_len == 100
+        asked = len(server.generations)
+        for length in (100, 101):  # the server would answer them with a bare 500
+            with pytest.raises(EngineError, match="maximum context length is 100") as caught:
+                await connected.generate(EngineCall(PromptSpan([65] * length)))
+            assert caught.value.code == "context_length_exceeded"
+        assert len(server.generations) == asked
+        await connected.generate(EngineCall(PromptSpan([65] * 60), {"max_tokens": 500}))
+    assert server.generations[-1]["max_tokens"] == 40
+
+
+async def test_a_nemo_rl_server_of_other_sampling_is_named_at_once() -> None:
+    server = VllmServer(kind="nemo_rl", routes=frozenset({"chat"}), exact=Exact(0.8, 0.95))
+    async with server:
+        pool = open_engine(PolicyConfig(url=server.url, model="tiny", temperature=0.8))
+        with pytest.raises(ConfigError, match=r"refuses to sample with temperature 0.8, top_p 1:"):
+            await pool.info()
+        await pool.aclose()
+
+
+async def test_an_exception_nobody_caught_points_to_the_servers_log() -> None:
+    class Broken(LocalServer):
+        async def answer(self, exchange: Exchange) -> bool:
+            return await exchange.send(500, b"Internal Server Error", "text/plain")
+
+    async with Broken() as server:
+        connected = HttpEngine(server.url, PolicyConfig(url=server.url))
+        with pytest.raises(EngineError, match=r"500: Internal Server Error \(its log has"):
+            await connected.ask()
+        await connected.aclose()
