@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from rlbridge.cli.rollout_options import Prompt
+
 app = typer.Typer(help="Serve an evaluator as a Gym, or check any Gym.", no_args_is_help=True)
 
 
@@ -102,6 +104,7 @@ def check(
     url: Annotated[str, typer.Argument(help="Base URL of a resources server, without /verify.")],
     rows: Annotated[Path, typer.Option(help="Rows as Gym JSONL; some with a `response`, ideally.")],
     limit: Annotated[int, typer.Option(help="Rows to try.", min=1)] = 32,
+    prompt: Prompt = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Probe a Gym server: is each row judged, how fast, twice alike; what of bad rows?
@@ -116,6 +119,7 @@ def check(
     from rlbridge.config import GymConfig
     from rlbridge.gym import GymClient
     from rlbridge.gym.check import check as probe
+    from rlbridge.prompts import PromptConfig
     from rlbridge.rows import read_rows
 
     async def run() -> Any:
@@ -123,7 +127,8 @@ def check(
         async with GymClient(GymConfig.parse(fields, where="gym check")) as gym:
             return await probe(gym, todo)
 
-    todo = [row for _, row in read_rows(rows, limit)]
+    made = PromptConfig.load(prompt) if prompt else None
+    todo = [row for _, row in read_rows(rows, limit, made)]
     report = asyncio.run(run())
     typer.echo(json.dumps(report.as_json()) if as_json else _readable(report))
     if not report.ok:

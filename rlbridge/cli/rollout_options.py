@@ -1,4 +1,4 @@
-"""Options that transforms and inspections of rollouts share, and the bar that shows progress."""
+"""Options that commands on rows and rollouts share, and the bar that shows progress."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +20,13 @@ Output = Annotated[
     Path,
     typer.Option(
         "--output", "-o", help="The training file: .jsonl, .jsonl.gz, .jsonl.zst, .parquet."
+    ),
+]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        help="Prompt config for rows of raw fields: a YAML file, or a built-in such as "
+        "generic/math. As `data.prompt` of a training run."
     ),
 ]
 Threshold = Annotated[

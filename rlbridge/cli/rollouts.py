@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlbridge.cli import rollouts_inspect
+from rlbridge.cli.rollout_options import Prompt
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -80,6 +81,7 @@ def collect(
     limit: Annotated[
         int | None, typer.Option(help="Use so many rows, from the top.", min=1)
     ] = None,
+    prompt: Prompt = None,
     model: Annotated[
         str | None, typer.Option(help="The policy's model name; asked of the server by default.")
     ] = None,
@@ -144,6 +146,7 @@ def collect(
 
     with _extra_explained():
         from rlbridge.cli.tokenizers import load_tokenizer
+        from rlbridge.prompts import PromptConfig
         from rlbridge.rollouts.collect import Pace
         from rlbridge.rollouts.config import PlayConfig
         from rlbridge.rollouts.run import CollectRun
@@ -171,8 +174,9 @@ def collect(
     console = _console(as_json)
     run = CollectRun(
         play, load_tokenizer, pace, input_, output, console,
-        repeats=repeats, limit=limit, retry_failed=retry_failed, ordered=ordered,
-        accept_changes=accept_changes, ray=ray, ray_workers=ray_workers,
+        repeats=repeats, limit=limit, prompt=PromptConfig.load(prompt) if prompt else None,
+        retry_failed=retry_failed, ordered=ordered, accept_changes=accept_changes,
+        ray=ray, ray_workers=ray_workers,
     )  # fmt: skip
     _finish(_until_stopped(run.execute(), console), as_json)
 

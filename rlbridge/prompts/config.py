@@ -186,7 +186,7 @@ class PromptConfig(StrictModel):
     ) -> list[Message]:
         """The messages with the right system message; `params` loses what was put there."""
         given = params.get("input")
-        own = [text_of(item["content"], where) for item in given or () if item["content"]]
+        own = [text for item in given or () if (text := _text_in(item["content"]))]
         if not own and not params.get("instructions"):
             return messages
         if not self.system:
@@ -229,8 +229,17 @@ def _is_system(item: object) -> bool:
     return (
         isinstance(item, Mapping)
         and item.get("role") in _SYSTEM_ROLES
-        and isinstance(item.get("content"), str)
+        and _text_in(item.get("content")) is not None
     )
+
+
+def _text_in(content: object) -> str | None:
+    """A message's text, given as such or in parts; None if it holds anything else."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [None]
+    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
+    return None if None in texts else "".join(map(str, texts))
 
 
 def _message(role: str, content: str) -> Message:

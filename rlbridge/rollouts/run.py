@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from rlbridge.prompts import PromptConfig
 from rlbridge.rollouts.cluster import open_cluster_player
 from rlbridge.rollouts.collect import Collection, Pace
 from rlbridge.rollouts.config import PlayConfig
@@ -34,6 +35,7 @@ class CollectRun:
         console: where to show how far it is.
         repeats: rollouts of each row.
         limit: rows used, from the top; None for all.
+        prompt: makes the rows' prompts; None if they have them.
         retry_failed: play again what earlier runs gave up on.
         ordered: sort the rows at the end.
         accept_changes: go on although other options were asked before.
@@ -52,6 +54,7 @@ class CollectRun:
         *,
         repeats: int = 1,
         limit: int | None = None,
+        prompt: PromptConfig | None = None,
         retry_failed: bool = False,
         ordered: bool = False,
         accept_changes: bool = False,
@@ -66,6 +69,7 @@ class CollectRun:
         self._console = console
         self._repeats = repeats
         self._limit = limit
+        self._prompt = prompt
         self._retry_failed = retry_failed
         self._ordered = ordered
         self._accept_changes = accept_changes
@@ -84,12 +88,13 @@ class CollectRun:
             EngineError: the policy doesn't.
             RunError: the disk is full, or everything fails.
         """
-        source = Input.survey(self._source, self._limit)
+        source = Input.survey(self._source, self._limit, self._prompt)
         asked = {
             "command": "collect",
             "input_sha256": source.sha256,
             "rows": source.rows,
             "repeats": self._repeats,
+            **({"prompt": self._prompt.digest} if self._prompt else {}),
             **self._play.asked(),
         }
         async with Store(self._output, asked, accept_changes=self._accept_changes) as store:

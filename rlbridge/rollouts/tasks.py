@@ -1,7 +1,8 @@
 """What is to be collected: every input row, as often as asked. Refuses rows without a prompt.
 
-The input is read once before anything is asked of a server, so that a bad line at its end costs
-seconds and not a night, and once more, row by row, while rollouts are collected.
+Rows of raw fields get theirs by a prompt config, as they do on their way to a trainer. The input is
+read once before anything is asked of a server, so that a bad line at its end costs seconds and not
+a night, and once more, row by row, while rollouts are collected.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from rlbridge.contracts import wire
 from rlbridge.errors import ConfigError
+from rlbridge.prompts import PromptConfig
 from rlbridge.rollouts.index import Key
 from rlbridge.transforms.reading import Line, Reader
 
@@ -40,31 +42,37 @@ class Input:
         path: the file.
         rows: how many rows are used.
         sha256: of the file as it lies on disk.
+        prompt: makes the rows' prompts; None if they have them.
     """
 
     path: Path
     rows: int
     sha256: str
+    prompt: PromptConfig | None = None
 
     @classmethod
-    def survey(cls, path: Path, limit: int | None = None) -> "Input":
+    def survey(
+        cls, path: Path, limit: int | None = None, prompt: PromptConfig | None = None
+    ) -> "Input":
         """Read a file through.
 
         Args:
             path: JSON lines, packed or not, or Parquet.
             limit: use so many rows at most, from the top.
+            prompt: makes the rows' prompts; None if they have them.
 
         Raises:
-            ConfigError: it can't be read, holds no rows, or one of them is no row with a prompt.
+            ConfigError: it can't be read, holds no rows, one of them is no row with a prompt, or
+                has one already where `prompt` is to make it.
         """
-        rows = sum(1 for _ in _rows(path, limit))
+        rows = sum(1 for _ in _rows(path, limit, prompt))
         if not rows:
             raise ConfigError(f"{path} holds no rows")
-        return cls(path, rows, file_sha256(path))
+        return cls(path, rows, file_sha256(path), prompt)
 
     def tasks(self, repeats: int, wanted: Callable[[Key], bool]) -> Generator[Task, None, None]:
         """The wanted rollouts, row by row and each row's repeats together."""
-        with closing(_rows(self.path, self.rows)) as lines:
+        with closing(_rows(self.path, self.rows, self.prompt)) as lines:
             for number, line in enumerate(lines):
                 for repeat in range(repeats):
                     key = Key(number, repeat)
@@ -72,15 +80,20 @@ class Input:
                         yield Task(key, line.row)
 
 
-def _rows(path: Path, limit: int | None) -> Generator[Line, None, None]:
+def _rows(
+    path: Path, limit: int | None, prompt: PromptConfig | None
+) -> Generator[Line, None, None]:
     with closing(line for line in Reader([path])) as lines:
         for line in islice(lines, limit):
+            if prompt is not None:
+                line = line._replace(row=prompt.apply(line.row, where=line.where))
             params = line.row.get(wire.RESPONSES_CREATE_PARAMS)
             given = params.get("input") if isinstance(params, Mapping) else None
             if not given or not isinstance(given, str | list):
                 raise ConfigError(
                     f"{line.where}: $.responses_create_params.input is missing or empty; a row "
-                    "needs a prompt: a text, or a list of messages"
+                    "needs a prompt: a text, or a list of messages (or --prompt, which makes one "
+                    "of its fields)"
                 )
             yield line
 

@@ -112,6 +112,7 @@ SYSTEM_ROWS = [
     {"instructions": "Be brief."},
     {"input": [{"role": "system", "content": "Be brief."}]},
     {"input": [{"role": "developer", "content": "Be brief."}]},
+    {"input": [{"role": "developer", "content": [{"type": "input_text", "text": "Be brief."}]}]},
 ]
 
 

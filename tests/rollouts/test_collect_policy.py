@@ -15,6 +15,7 @@ from rich.console import Console
 from rlbridge.contracts.codecs.gym import turns_from_response
 from rlbridge.errors import ConfigError, EngineError
 from rlbridge.gateway.server import Server, ServerConfig
+from rlbridge.prompts import PromptConfig
 from rlbridge.rollouts.collect import Pace
 from rlbridge.rollouts.config import PlayConfig
 from rlbridge.rollouts.run import CollectRun
@@ -60,7 +61,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
-async def collect(folder: Path, rows: Path, pace: Pace = QUICK, **play: Any) -> dict[str, Any]:
+async def collect(
+    folder: Path, rows: Path, pace: Pace = QUICK, prompt: str | None = None, **play: Any
+) -> dict[str, Any]:
     with (folder / "said.txt").open("a") as said:
         run = CollectRun(
             PlayConfig(policy_wait_s=5.0, **play),
@@ -71,6 +74,7 @@ async def collect(folder: Path, rows: Path, pace: Pace = QUICK, **play: Any) -> 
             Console(file=said, width=200),
             repeats=2,
             ordered=True,
+            prompt=PromptConfig.load(prompt) if prompt else None,
         )
         return await run.execute()
 
@@ -196,3 +200,27 @@ async def test_nobody_at_the_policys_url_is_told_in_time(tmp_path: Path) -> None
             await collect(tmp_path, rows, policy=engine.url, gym=gym.url)
     with pytest.raises(ConfigError, match="starts with http"):
         PlayConfig.parse({"policy": "ftp://a", "evaluator": "math"})
+
+
+async def test_rows_of_raw_fields_are_collected_by_the_prompt_they_are_trained_with(
+    tmp_path: Path,
+) -> None:
+    source, own = tmp_path / "rows.jsonl", tmp_path / "own.yaml"
+    raw = [{"problem": f"{n} + {{x}}", "expected": "ok", "note": None} for n in range(2)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in raw))
+    own.write_text("user: 'Q: {problem}'\n")
+    async with GymServer(Behaviour()) as gym, VllmServer("ok") as engine:
+        there = {"policy": engine.url, "gym": gym.url}
+        with pytest.raises(ConfigError, match=r"rows\.jsonl:1: .*--prompt"):
+            await collect(tmp_path, source, **there)
+        await collect(tmp_path, source, prompt="generic/math", **there)
+        with pytest.raises(ConfigError, match="prompt"):  # half by one prompt, half by another
+            await collect(tmp_path, source, prompt=str(own), **there)
+        judged = [body for route, body in gym.behaviour.requests if route == "/verify"]
+    made = [PromptConfig.load("generic/math").apply(row) for row in raw]
+    asked = [row["responses_create_params"]["input"] for row in lines(tmp_path / "out.jsonl")]
+    assert asked == [row["responses_create_params"]["input"] for row in made for _ in range(2)]
+    assert len(judged) == 4
+    for body in judged:
+        row = made[body["problem"][0] != "0"]
+        assert {key: body[key] for key in row} == row
