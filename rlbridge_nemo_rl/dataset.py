@@ -24,6 +24,7 @@ from rlbridge.contracts import wire
 from rlbridge.errors import ConfigError
 from rlbridge.prompts import MARK, PromptConfig
 from rlbridge.rows import Row, messages_of, read_rows, tools_of
+from rlbridge_nemo_rl.agent_rewards import ORIGIN
 from rlbridge_nemo_rl.processor import INDEX, MESSAGES, ROW, SPLIT, TOOLS, WHERE, process_row
 
 _FILE = ("data_path", "weight", "prompt")
@@ -104,6 +105,8 @@ class GymAgentDataset(RawDataset):  # type: ignore[misc,unused-ignore]
 
     Args:
         data_path: a file of Gym JSON lines.
+        split: "train" or "validation", for the record of rewards.
+        mix: further files, as for `GymDataset`.
         agent: the agent (`agent_ref.name`) of rows that name none.
         prompt: prompt config for rows of raw fields: a YAML file, or a built-in's name.
         repeat: how often each row comes; for validation with several samples.
@@ -116,14 +119,29 @@ class GymAgentDataset(RawDataset):  # type: ignore[misc,unused-ignore]
     def __init__(
         self,
         data_path: str,
+        split: str = "train",
+        mix: Sequence[Mapping[str, Any]] = (),
         agent: str | None = None,
         prompt: str | None = None,
         repeat: int = 1,
         **kwargs: Any,
     ) -> None:
-        _refuse_keys(kwargs, ("data_path", "agent", "prompt", "repeat"))
-        self.task_name = _task_name(data_path, kwargs.get("split") or "gym")
-        rows = [json.dumps(row) for row in gym_agent_rows(Path(data_path), agent, prompt)]
+        _refuse_keys(kwargs, ("split", "mix", "agent", "repeat", *_FILE))
+        self.task_name = _task_name(data_path, split)
+        index = itertools.count()
+        weighted = [
+            (
+                [
+                    json.dumps(row | {ORIGIN: {INDEX: next(index), SPLIT: split}})
+                    for row in gym_agent_rows(
+                        Path(str(file["data_path"])), agent, file.get("prompt")
+                    )
+                ],
+                float(file.get("weight", 1.0)),
+            )
+            for file in ({"data_path": data_path, "prompt": prompt}, *mix)
+        ]
+        rows = shares(weighted)
         self.dataset = Dataset.from_dict(
             {"extra_env_info": rows * repeat, "task_name": [self.task_name] * len(rows) * repeat}
         )

@@ -1,14 +1,15 @@
-"""NeMo-RL's own Gym path, made to survive: its actor with two methods of ours.
+"""NeMo-RL's own Gym path, made to survive: its actor, with what Gym gives it mended first.
 
 In this path Gym's agents roll out against NeMo-RL's vLLM server, and one failed `/run`, one
 history that isn't contiguous or one prompt that is too long ends the batch. Here each of these
 costs one rollout: it comes back without a generated message, so that `validity.settle` masks it,
 and with the reason in its result. Runs in NeMo-RL's environment for Gym, where of rlbridge only
-what needs numpy is imported.
+what needs numpy and orjson is imported.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,80 +17,163 @@ import torch
 from nemo_rl.environments.nemo_gym import NemoGym
 
 from rlbridge.contracts import wire
+from rlbridge.contracts.reward import FailureClass, InvalidReward, Reward
 from rlbridge.contracts.rollout import Rollout
 from rlbridge.errors import ContractError
+from rlbridge.ledger import RewardLedger
+from rlbridge_nemo_rl import versions
+from rlbridge_nemo_rl.agent_rewards import LEDGER, RolloutRewards, reward_of
 from rlbridge_nemo_rl.gym_calls import GATEWAY, Calls
 from rlbridge_nemo_rl.sequences import UNTRAINED_TOKENS, contiguous
 
 WHY_INVALID = "rlbridge_invalid"
 """Key of a result: why its rollout has no reward, or none that may be trained on."""
+MASKED = "the environment asks to mask this sample"
 
 _Plain: Any = NemoGym.__ray_metadata__.modified_class
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """One rollout that an agent made.
+
+    Attributes:
+        number: its row in the batch.
+        reward: what the agent's answer says.
+        result: that answer; empty if there was none.
+        calls: what the gateway captured, or why it can't be trained on; None without a gateway,
+            or where the agent dropped the session.
+    """
+
+    number: int
+    reward: Reward
+    result: Any
+    calls: Rollout | str | None = None
 
 
 class _TolerantGym(_Plain):  # type: ignore[misc,unused-ignore]
     """`NemoGym` without its asserts on what agents and engines do."""
 
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        folder = cfg.get(LEDGER)
+        self._ledger = RewardLedger(Path(folder)) if folder else None
+        self._step = 1
+
+    def set_step(self, step: int) -> None:
+        """Say which training step rewards are asked for from now on; NeMo-RL doesn't."""
+        self._step = step
+
+    async def _play(self, rows: Sequence[Mapping[str, Any]]) -> AsyncIterator[Played]:
+        """The rollouts in order of completion; those that failed come last."""
+        waiting = {row["_rowidx"]: number for number, row in enumerate(rows)}
+        reasons: dict[str, None] = {}
+        calls = Calls(self.cfg.get(GATEWAY))
+        tasks = self.rch.run_examples(
+            examples=[calls.in_session(row) for row in rows],
+            head_server_config=self.head_server_config,
+        )
+        try:
+            for task in tasks:
+                try:
+                    row, result = await task
+                # An agent's failure is an exception of Gym's client, of whatever kind, that
+                # doesn't say whose it is.
+                except Exception as error:  # noqa: BLE001
+                    reasons[f"{type(error).__name__}: {error}"] = None
+                    continue
+                number = waiting.pop(row["_rowidx"])
+                yield Played(number, reward_of(result), result, await calls.of(row))
+        finally:
+            await calls.forget()
+        why = "; ".join(reasons) or "Gym gave no result"
+        for number in waiting.values():
+            yield Played(number, InvalidReward(FailureClass.SERVER_ERROR, why), {})
+
+    async def _results(
+        self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, rewards: RolloutRewards
+    ) -> AsyncIterator[tuple[int, dict[str, Any]]]:
+        """Each rollout's number and result, as it comes; its reward is recorded."""
+        async for played in self._play(rows):
+            reward, result = self._read(played, rows[played.number], tokenizer)
+            rewards.note(played.number, reward)
+            yield played.number, result
+
+    def _read(
+        self, played: Played, row: Mapping[str, Any], tokenizer: Any
+    ) -> tuple[Reward, dict[str, Any]]:
+        """A rollout as NeMo-RL reads it, or the reason why it can't be trained on."""
+        reward, calls = played.reward, played.calls
+        if isinstance(reward, InvalidReward):
+            return reward, _without_messages(played.result, reward.detail)
+        if reward.mask_sample:
+            return reward, _without_messages(played.result, MASKED)
+        mended, why = None, "the policy generated nothing"
+        try:
+            if isinstance(calls, str):
+                why = calls
+            else:
+                mended = contiguous(played.result, calls)
+        except ContractError as error:
+            why = str(error)
+        if mended is None:
+            why = f"a reward without tokens to train: {why}"
+            untrained = InvalidReward(
+                FailureClass.MALFORMED_BODY, why, None, reward.attempts, None, reward.latency_s
+            )
+            return untrained, _without_messages(played.result, why)
+        return reward, versions.postprocessed(self, row, mended, tokenizer)
+
+
+class _CollectingGym(_TolerantGym):
+    """As NeMo-RL up to 0.7: the rollouts of a batch come together."""
+
     async def run_rollouts(
         self, nemo_gym_examples: list[dict[str, Any]], tokenizer: Any, timer_prefix: str
     ) -> tuple[list[dict[str, Any]], dict[str, float]]:
         """As NeMo-RL's, one result a row in the rows' order; never raises for one of them."""
-        found: dict[int, dict[str, Any]] = {}
-        reasons: list[str] = []
-        calls = Calls(self.cfg.get(GATEWAY))
-        tasks = self.rch.run_examples(
-            examples=[calls.in_session(row) for row in nemo_gym_examples],
-            head_server_config=self.head_server_config,
-        )
-        for task in tasks:
-            try:
-                row, result = await task
-            # An agent's failure is an exception of Gym's client, of whatever kind.
-            except Exception as error:  # noqa: BLE001
-                reasons.append(f"{type(error).__name__}: {error}")
-                continue
-            found[row["_rowidx"]] = self._read(result, tokenizer, await calls.of(row))
-        await calls.forget()
-        why = "; ".join(dict.fromkeys(reasons)) or "Gym gave no result"
-        results = [
-            found.get(number) or {"full_result": {WHY_INVALID: why}, "message_log": []}
-            for number in range(len(nemo_gym_examples))
-        ]
+        rewards = RolloutRewards(self._ledger, self._step, nemo_gym_examples)
+        played = self._results(nemo_gym_examples, tokenizer, rewards)
+        found = {number: result async for number, result in played}
+        results = [found[number] for number in range(len(nemo_gym_examples))]
         complete(results, nemo_gym_examples, tokenizer)
-        invalid = sum(WHY_INVALID in result["full_result"] for result in results)
-        return results, {"gym/valid": float(len(results) - invalid), "gym/invalid": float(invalid)}
-
-    def _read(self, result: Any, tokenizer: Any, calls: Rollout | str | None) -> dict[str, Any]:
-        """One agent's answer as NeMo-RL reads it, or the reason why it can't be trained on."""
-        why = why_invalid(result) or (calls if isinstance(calls, str) else "")
-        captured = calls if isinstance(calls, Rollout) else None
-        try:
-            mended = None if why else contiguous(result, captured)
-        except ContractError as error:
-            mended, why = None, str(error)
-        if mended is None:
-            plain = dict(result) if isinstance(result, Mapping) else {}
-            full = plain | {WHY_INVALID: why or "the policy generated nothing"}
-            return {"full_result": full, "message_log": []}
-        read: dict[str, Any] = self._postprocess_nemo_gym_to_nemo_rl_result(mended, tokenizer)
-        return read
+        return results, rewards.metrics()
 
 
-TolerantGym = ray.remote(max_restarts=-1, max_task_retries=-1)(_TolerantGym)
+class _StreamingGym(_TolerantGym):
+    """As NeMo-RL's head: rollouts come one by one."""
+
+    async def run_rollouts(
+        self,
+        nemo_gym_examples: list[dict[str, Any]],
+        timer_prefix: str,
+        deduplicate_multimodal_data: bool = False,
+    ) -> AsyncIterator[tuple[int, dict[str, Any], dict[str, float] | None]]:
+        """As NeMo-RL's; never raises for one of them, and those to mask come last."""
+        rewards = RolloutRewards(self._ledger, self._step, nemo_gym_examples)
+        played = self._results(nemo_gym_examples, self._tokenizer, rewards)
+        found: dict[int, dict[str, Any]] = {}
+        last: list[int] = []
+        async for number, result in played:
+            found[number] = result
+            if result["message_log"] and len(found) < len(nemo_gym_examples):
+                yield nemo_gym_examples[number]["_rowidx"], result, None
+            else:
+                last.append(number)
+        results = [found[number] for number in range(len(nemo_gym_examples))]
+        complete(results, nemo_gym_examples, self._tokenizer)
+        for number in last:
+            figures = rewards.metrics() if number == last[-1] else None
+            yield nemo_gym_examples[number]["_rowidx"], found[number], figures
 
 
-def why_invalid(result: Any) -> str:
-    """Why an agent's answer has no reward that may be trained on; empty if it has one."""
-    if not isinstance(result, Mapping) or not isinstance(result.get(wire.RESPONSE), Mapping):
-        return f"the agent's answer is no result: {str(result)[:200]}"
-    reward = result.get(wire.REWARD)
-    if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
-        return f"$.reward is {reward!r}, not a finite number"
-    if result.get(wire.FAILURE_CLASS):
-        return f"the environment reports a failure: {result[wire.FAILURE_CLASS]}"
-    if result.get(wire.MASK_SAMPLE):
-        return "the environment asks to mask this sample"
-    return ""
+_Gym = _StreamingGym if versions.streams(_Plain.run_rollouts) else _CollectingGym
+TolerantGym = ray.remote(max_restarts=-1, max_task_retries=-1)(_Gym)
+
+
+def _without_messages(result: Any, why: str) -> dict[str, Any]:
+    plain = dict(result) if isinstance(result, Mapping) else {}
+    return {"full_result": plain | {WHY_INVALID: why}, "message_log": []}
 
 
 def complete(
@@ -99,7 +183,10 @@ def complete(
 
     The prompt is that of another rollout of the same row, for NeMo-RL groups by its tokens, or
     else the template's rendering. The number is the mean of the valid rewards, so that NeMo-RL's
-    own figures don't move; `settle` sees that no message was generated and masks the row.
+    own figures don't move; `settle` sees that no message was generated and masks the row. Where
+    nobody has a reward it is 0.0: v0.7.0 makes a histogram of these numbers before anybody sees
+    them, which fails for NaN. `settle` makes the batch's rewards NaN then, and
+    `registration` takes NeMo-RL's figures of them away.
     """
     valid = [
         float(result["full_result"][wire.REWARD])
@@ -121,6 +208,7 @@ def complete(
         result["message_log"] = [dict(message) for message in prompt]
         result["input_message_log"] = result["message_log"][:1]
         full[wire.REWARD] = filler
+        full.pop("reward_components", None)  # whose sum the head wants to be the reward
 
 
 def _key(row: Mapping[str, Any]) -> str:

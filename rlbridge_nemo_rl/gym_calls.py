@@ -18,6 +18,7 @@ from rlbridge.contracts import wire
 from rlbridge.contracts.codecs.files import rollout_from_json
 from rlbridge.contracts.rollout import Rollout
 from rlbridge.errors import ContractError
+from rlbridge_nemo_rl.agent_rewards import ORIGIN
 
 GATEWAY = "rlbridge_gateway"
 """Key of our Gym actor's config: the gateway's URL."""
@@ -39,9 +40,10 @@ class Calls:
         self._sessions: list[str] = []
 
     def in_session(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row that names a session of its own."""
+        """A row as an agent gets it; with a gateway it names a session of its own."""
+        row = {key: value for key, value in row.items() if key != ORIGIN}
         if self._url is None:
-            return dict(row)
+            return row
         self._sessions.append(uuid.uuid4().hex)
         params = dict(row[wire.RESPONSES_CREATE_PARAMS])
         params["metadata"] = {**(params.get("metadata") or {}), SESSION_KEY: self._sessions[-1]}

@@ -7,7 +7,7 @@ In a launcher of NeMo-RL's Gym path, behind `setup_nemo_gym_config` and before `
 A process on loopback that ends with the launcher. Gym gets its URL for the engines', and its actor
 is made on the launcher's node. The engines are published to it for the length of a rollout alone:
 a colocated vLLM sleeps between rollouts, and one that sleeps must not be asked for a token.
-Refuses configs that NeMo-RL's Gym path, or this way into it, can't run.
+Refuses configs that NeMo-RL's Gym path, or this way into it, can't run (`gym_flags.check`).
 """
 
 import contextlib
@@ -18,17 +18,19 @@ import subprocess
 import sys
 import time
 import urllib.error
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 
 from rlbridge.engines.registry import RegistryEntry, publish, without_nulls
-from rlbridge.errors import ConfigError, RunError
+from rlbridge.errors import RunError
 from rlbridge_nemo_rl import versions
+from rlbridge_nemo_rl.actor_behind import ActorBehind
+from rlbridge_nemo_rl.agent_rewards import LEDGER
 from rlbridge_nemo_rl.gym_calls import GATEWAY, ask
-from rlbridge_nemo_rl.lending import lent_source
+from rlbridge_nemo_rl.gym_flags import check
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.2
@@ -45,6 +47,8 @@ class GymGateway:
         tokenizer: folder or hub name.
         temperature: the one that NeMo-RL's server takes.
         top_p: likewise.
+        max_tokens: most tokens of an answer, whatever an agent asks for; None for the context's.
+        ledger: folder of the record of every reward; None for `rewards` in `folder`.
         port: on loopback; 0 for any free one.
         ready_timeout_s: how long a rollout waits for the engines' URLs, and for the gateway.
     """
@@ -57,10 +61,13 @@ class GymGateway:
         tokenizer: str,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        max_tokens: int | None = None,
+        ledger: Path | None = None,
         port: int = 0,
         ready_timeout_s: float = 600.0,
     ) -> None:
         self.folder = folder.resolve()
+        self.ledger = (ledger or folder / "rewards").resolve()
         self._engines = self.folder / "engines.json"
         self._log = self.folder / "gateway.log"
         self._model = model
@@ -79,7 +86,7 @@ class GymGateway:
                 **only,
             },
             "tokenizer": tokenizer,
-            "sampling": {"mode": "trainer", **only},
+            "sampling": {"mode": "trainer", "max_tokens": max_tokens, **only},
             "capture": {"folder": str(self.folder / "calls")},
             "port": int(self.url.rpartition(":")[2]),
         }
@@ -91,7 +98,7 @@ class GymGateway:
         Args:
             config: the `MasterConfig`, as it is behind `setup_nemo_gym_config`.
             folder: see above.
-            **given: `port`, `ready_timeout_s`.
+            **given: `ledger`, `port`, `ready_timeout_s`.
 
         Raises:
             ConfigError: a flag that the Gym path needs is missing; by its name.
@@ -105,6 +112,7 @@ class GymGateway:
             tokenizer=str(policy["tokenizer"]["name"]),
             temperature=float(generation["temperature"]),
             top_p=float(generation["top_p"]),
+            max_tokens=int(generation["max_new_tokens"]),
             **given,
         )
 
@@ -155,6 +163,19 @@ class GymGateway:
         finally:
             self._publish(())
 
+    def actor(self) -> Any:
+        """What `setup` is to make in the place of NeMo-RL's Gym actor: ours, before this gateway.
+
+        Gym is started by NeMo-RL, and told this gateway's URL in the place of the engines'.
+        """
+        from rlbridge_nemo_rl.gym_agents import TolerantGym
+
+        return ActorBehind(self, TolerantGym)
+
+    def actor_config(self) -> dict[str, Any]:
+        """What that actor is told beside NeMo-RL's own config."""
+        return {"base_urls": [f"{self.url}/v1"], GATEWAY: self.url, LEDGER: str(self.ledger)}
+
     def around(self, rollout: Callable[..., Any]) -> Callable[..., Any]:
         """NeMo-RL's Gym rollout, with its engines known to the gateway while it runs."""
 
@@ -187,11 +208,14 @@ class GymGateway:
             )
         return known
 
+    def _see_that_it_runs(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            raise RunError(f"the gateway at {self.url} ended; see {self._log}")
+
     def _wait_until_ready(self, deadline: float) -> None:
         reason = "it doesn't answer"
         while True:
-            if self._process is None or self._process.poll() is not None:
-                raise RunError(f"the gateway at {self.url} ended; see {self._log}")
+            self._see_that_it_runs()
             with contextlib.suppress(OSError):
                 ready, reason = _look(f"{self.url}/ready")
                 if ready:
@@ -202,81 +226,6 @@ class GymGateway:
                     f"{reason}; see {self._log}"
                 )
             time.sleep(_POLL_S)
-
-
-class ActorBehind:
-    """Stands for NeMo-RL's Gym actor class in `setup`: makes ours, which knows the gateway alone.
-
-    Args:
-        gateway: started when the first actor is made.
-        actor: a Ray actor class, or one with options.
-    """
-
-    def __init__(self, gateway: GymGateway, actor: Any) -> None:
-        self._gateway = gateway
-        self._actor = actor
-
-    def options(self, **options: Any) -> "ActorBehind":
-        """With Ray's options; always on this node, where the gateway is on loopback.
-
-        Its Python environment is NeMo-RL's for Gym, so our packages go along by PYTHONPATH.
-        """
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        runtime = dict(options.get("runtime_env") or {})
-        source = {"PYTHONPATH": lent_source(self._gateway.folder)}
-        runtime["env_vars"] = {**runtime.get("env_vars", {}), **source}
-        ours = {"scheduling_strategy": here, "runtime_env": runtime}
-        return ActorBehind(self._gateway, self._actor.options(**options | ours))
-
-    def remote(self, config: Mapping[str, Any]) -> Any:
-        """The actor, given the gateway's URL in the place of the engines'."""
-        self._gateway.start()
-        url = self._gateway.url
-        return self._actor.remote({**config, "base_urls": [f"{url}/v1"], GATEWAY: url})
-
-
-def check(config: Any) -> None:
-    """See that a NeMo-RL config can roll out through Gym's agents and our gateway.
-
-    Raises:
-        ConfigError: naming the key.
-    """
-    generation = versions.section(config, "policy")["generation"]
-    vllm = generation.get("vllm_cfg") or {}
-    grpo, env = versions.section(config, "grpo"), versions.section(config, "env")
-    asynchronous = versions.value(grpo, "async_grpo") or {}
-    path, generating = "policy.generation", "policy.generation.vllm_cfg"
-    rules = (
-        (not env.get("should_use_nemo_gym"), "env.should_use_nemo_gym: must be true"),
-        (generation.get("backend") != "vllm", f"{path}.backend: must be vllm"),
-        (not vllm.get("async_engine"), f"{generating}.async_engine: must be true"),
-        (not vllm.get("expose_http_server"), f"{generating}.expose_http_server: must be true"),
-        (
-            bool(vllm.get("skip_tokenizer_init")),
-            f"{generating}.skip_tokenizer_init: must be false, for its server tokenizes; leave it "
-            "out, and set expose_http_server before configure_generation_config",
-        ),
-        (
-            bool(generation.get("stop_strings") or generation.get("stop_token_ids")),
-            f"{path}.stop_strings, stop_token_ids: must be null; call setup_nemo_gym_config first",
-        ),
-        (bool(generation.get("top_k")), f"{path}.top_k: must be null"),
-        (
-            versions.value(grpo, "max_val_samples") is not None,
-            "grpo.max_val_samples: must be null; all validation rows are used",
-        ),
-        (
-            bool(versions.value(asynchronous, "enabled")),
-            "grpo.async_grpo.enabled: its rollouts run in another process, which can't tell the "
-            "gateway when; use the synchronous trainer, or register() without a gateway",
-        ),
-    )
-    for broken, message in rules:
-        if broken:
-            raise ConfigError(f"{message} (NeMo-RL's Gym path through the gateway)")
 
 
 def _look(url: str) -> tuple[bool, str]:

@@ -65,13 +65,14 @@ def rollout(tokenizer: Any, answers: list[str]) -> Any:
     from nemo_rl.algorithms import grpo
     from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
-    from rlbridge_nemo_rl.gym_agents import _TolerantGym
+    from rlbridge_nemo_rl import versions
+    from rlbridge_nemo_rl.gym_agents import _Gym
     from tests.nemo_rl.policies import scripted
 
     @ray.remote
-    class Actor(_TolerantGym):
+    class Actor(_Gym):
         def __init__(self) -> None:
-            self.cfg = {}
+            super().__init__({})
             self.rch, self.head_server_config = StandInCollector(), None
 
     rows = [
@@ -87,9 +88,14 @@ def rollout(tokenizer: Any, answers: list[str]) -> Any:
         "temperature": 1.0, "top_p": 1.0, "top_k": None, "max_new_tokens": 64,
         "stop_strings": None, "stop_token_ids": None,
     }  # fmt: skip
-    return grpo.run_async_nemo_gym_rollout(
-        scripted(tokenizer, lambda *_: "x"), batch, tokenizer, {"nemo_gym": Actor.remote()},
-        generation, max_seq_len=256,
+    actor = Actor.remote()
+    roll_out = getattr(grpo, versions.gym_rollout())
+    options = versions.known(roll_out, {"log_full_result_tables": False})
+    if hasattr(actor, "set_tokenizer"):
+        ray.get(actor.set_tokenizer.remote(tokenizer))
+    return roll_out(
+        scripted(tokenizer, lambda *_: "x"), batch, tokenizer, {"nemo_gym": actor}, generation,
+        **options,
     )  # fmt: skip
 
 
@@ -101,7 +107,20 @@ def test_a_failure_costs_one_rollout_and_not_the_batch(tokenizer: Any) -> None:
     assert batch["loss_multiplier"].tolist() == [1.0, *[0.0] * 7, 1.0]
     assert batch["total_reward"].tolist() == [1.0, *[0.5] * 7, 0.0]  # fillers behind the mask
     assert out.input_ids.tolist() == [PROMPT] * 9  # one group
-    assert out.rollout_metrics["gym/invalid"] == 7
+    metrics = out.rollout_metrics
+    assert (metrics["gym/valid"], metrics["gym/invalid"]) == (3, 6)
+    assert metrics["gym/masked_by_environment"] == 1
+    assert metrics["gym/invalid/server_error"] == metrics["gym/invalid/reported"] == 1
+    assert metrics["gym/invalid/missing_reward"] == 1
+    assert metrics["gym/invalid/malformed_body"] == 3
+    assert metrics["total_reward/mean"] == 0.5
+
+
+def test_a_batch_nobody_has_a_reward_for_has_no_figures_of_one(tokenizer: Any) -> None:
+    out = rollout(tokenizer, ["raises", "silent"])
+    assert out.final_batch["loss_multiplier"].tolist() == [0.0, 0.0]
+    assert bool(torch.isnan(out.final_batch["total_reward"]).all())
+    assert not [name for name in out.rollout_metrics if "reward" in name]
 
 
 def test_a_history_that_is_not_contiguous_trains_its_longest_sequence(tokenizer: Any) -> None:
@@ -115,8 +134,9 @@ def test_a_history_that_is_not_contiguous_trains_its_longest_sequence(tokenizer:
 
 
 def test_setup_makes_our_actor() -> None:
-    from nemo_rl.algorithms import grpo
-
+    from rlbridge_nemo_rl import versions
     from rlbridge_nemo_rl.gym_agents import TolerantGym
 
-    assert grpo.NemoGym is TolerantGym
+    assert [module.NemoGym for module in versions.gym_actor_modules()] == [TolerantGym] * len(
+        versions.gym_actor_modules()
+    )

@@ -284,7 +284,7 @@ def test_a_flag_that_the_gym_path_needs_is_named(key: str, value: Any) -> None:
 def test_a_gateway_of_a_config_has_its_exact_sampling(tmp_path: Path) -> None:
     gateway = GymGateway.of(config(), tmp_path)
     assert gateway._config["policy"]["temperature"] == 0.8
-    assert gateway._config["sampling"] == {"mode": "trainer", **SAMPLING}
+    assert gateway._config["sampling"] == {"mode": "trainer", "max_tokens": 64, **SAMPLING}
     assert gateway.url.startswith("http://127.0.0.1:")
 
 
