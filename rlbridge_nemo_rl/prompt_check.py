@@ -49,8 +49,9 @@ def check_prompts(train: Any, validation: Any = None) -> str | None:
                 prompts[tokens].append((dataset, index))
     if overlong:
         raise ConfigError(
-            f"data: {len(overlong)} of {total} prompts are longer than data.max_prompt_tokens, the "
-            f"first at {overlong[0]}; raise it or drop these rows"
+            f"data: {len(overlong)} of {total} prompts are longer than data.max_prompt_tokens "
+            f"(NeMo-RL's data.max_input_seq_length), the first at {overlong[0]}; raise it or drop "
+            "these rows"
         )
     return _told(list(_unlike(prompts)))
 
