@@ -16,13 +16,11 @@ leaves
 import argparse
 import json
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_policy import END, PAD, START, answer_loss, make_model
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tiny_policy import END, START, Example, fine_tune, make_model, train_tokenizer, write_rows
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -110,36 +108,10 @@ def weather_dialogue(city: str) -> Dialogue:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE, trained on the dialogues; every digit is a token of its own."""
     rng = random.Random(0)
     corpus = ["".join(counter_dialogue(a, b, rng)) for a in range(1, 10) for b in range(1, 10)]
     corpus += ["".join(weather_dialogue(city)) for city in CITIES] * 10
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        corpus,
-        trainers.BpeTrainer(
-            vocab_size=512,
-            special_tokens=[PAD, START, END],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in (CALL, CALL_END)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END,
-        pad_token=PAD,
-        additional_special_tokens=[START],
-        chat_template=TEMPLATE,
-        model_max_length=256,
-    )
+    return train_tokenizer(corpus, vocab_size=512, template=TEMPLATE, marks=(CALL, CALL_END))
 
 
 class Encoder:
@@ -154,8 +126,8 @@ class Encoder:
             self._known[text] = self.tokenizer.encode(text, add_special_tokens=False)
         return self._known[text]
 
-    def __call__(self, dialogue: Dialogue) -> list[tuple[list[int], list[int]]]:
-        """(context, answer) of each answer in the dialogue."""
+    def __call__(self, dialogue: Dialogue) -> list[Example]:
+        """Each answer of the dialogue behind all that comes before it."""
         pairs, context = [], self.ids(dialogue[0])
         for answer, seen in zip(dialogue[1::2], [*dialogue[2::2], ""], strict=True):
             said = [*self.ids(answer), self.tokenizer.eos_token_id]
@@ -165,11 +137,10 @@ class Encoder:
 
 
 def warm_up(model: Qwen2ForCausalLM, encode: Encoder, steps: int, seed: int, largest: int) -> None:
-    """Supervised fine-tuning on sloppy dialogues."""
+    """Teach it sloppy dialogues, and what the weather is like."""
     rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
-    for step in range(1, steps + 1):
+
+    def sloppy_batch() -> list[Example]:
         batch = []
         for _ in range(32):
             first, second = rng.randint(1, largest), rng.randint(1, largest)
@@ -177,13 +148,9 @@ def warm_up(model: Qwen2ForCausalLM, encode: Encoder, steps: int, seed: int, lar
             if rng.random() < 0.1:
                 dialogue = weather_dialogue(rng.choice(CITIES))
             batch += encode(dialogue)
-        loss = answer_loss(model, batch, encode.tokenizer.pad_token_id)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            print(f"warm-up step {step}/{steps}, loss {loss.item():.3f}", file=sys.stderr)
+        return batch
+
+    fine_tune(model, sloppy_batch, steps, learning_rate=3e-3)
 
 
 @torch.no_grad()
@@ -230,11 +197,6 @@ def weather_rows() -> list[dict[str, Any]]:
     return [
         row(f"Weather in {city}?", WEATHER_TOOLS, "example_single_tool_call") for city in CITIES
     ]
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
 
 
 def main() -> None:

@@ -21,10 +21,12 @@ import argparse
 import json
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -40,6 +42,8 @@ CHATML = (
 )
 
 Pair = tuple[int, int]
+Example = tuple[list[int], list[int]]
+"""Token IDs of what comes before, and of an answer with the turn's end."""
 
 
 def question(pair: Pair) -> str:
@@ -47,9 +51,15 @@ def question(pair: Pair) -> str:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE, trained on the task's own text; every digit is a token of its own."""
     pairs = [(a, b) for a in range(LARGEST + 1) for b in range(LARGEST + 1)]
     corpus = [f"system user assistant {question(pair)} {sum(pair)} {HEDGE}\n" for pair in pairs]
+    return train_tokenizer(corpus, vocab_size=320, template=CHATML)
+
+
+def train_tokenizer(
+    corpus: list[str], *, vocab_size: int, template: str, marks: tuple[str, ...] = ()
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, trained on the task's own text; every digit and mark is one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -61,18 +71,19 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(
         corpus,
         trainers.BpeTrainer(
-            vocab_size=320,
+            vocab_size=vocab_size,
             special_tokens=[PAD, START, END],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
+    tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in marks])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,
         pad_token=PAD,
         additional_special_tokens=[START],
-        chat_template=CHATML,
+        chat_template=template,
         model_max_length=256,
     )
 
@@ -103,8 +114,7 @@ class Encoder:
         self._prompts: dict[Pair, list[int]] = {}
         self._answers: dict[str, list[int]] = {}
 
-    def __call__(self, pair: Pair, answer: str) -> tuple[list[int], list[int]]:
-        """Token IDs of the prompt and of the answer with the turn's end."""
+    def __call__(self, pair: Pair, answer: str) -> Example:
         if pair not in self._prompts:
             self._prompts[pair] = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": question(pair)}],
@@ -122,7 +132,7 @@ class Encoder:
 def sampled_accuracy(model: Qwen2ForCausalLM, encode: Encoder, pairs: list[Pair]) -> float:
     """Share of right answers when sampling at temperature 1: the reward GRPO starts from."""
     right = 0
-    by_length: dict[int, list[tuple[list[int], list[int]]]] = {}
+    by_length: dict[int, list[Example]] = {}
     for pair in pairs:
         prompt, answer = encode(pair, str(sum(pair)))
         by_length.setdefault(len(prompt), []).append((prompt, answer))
@@ -148,28 +158,39 @@ def sloppy_answer(pair: Pair, rng: random.Random) -> str:
 def warm_up(
     model: Qwen2ForCausalLM, encode: Encoder, pairs: list[Pair], steps: int, seed: int
 ) -> None:
-    """Supervised fine-tuning on sloppy examples: the form of an answer, and roughly its size."""
+    """Teach it sloppy answers: their form, and roughly their size."""
     rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+
+    def sloppy_batch() -> list[Example]:
+        return [encode(pair, sloppy_answer(pair, rng)) for pair in rng.choices(pairs, k=128)]
+
+    fine_tune(model, sloppy_batch, steps, learning_rate=2e-3)
+
+
+def fine_tune(
+    model: Qwen2ForCausalLM,
+    next_batch: Callable[[], list[Example]],
+    steps: int,
+    *,
+    learning_rate: float,
+) -> None:
+    """Supervised fine-tuning on the answers of each batch."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
     for step in range(1, steps + 1):
-        chosen = rng.choices(pairs, k=128)
-        batch = [encode(pair, sloppy_answer(pair, rng)) for pair in chosen]
-        loss = answer_loss(model, batch, encode.tokenizer.pad_token_id)
+        loss = answer_loss(model, next_batch())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            print(f"warm-up step {step}/{steps}", file=sys.stderr)
+            print(f"warm-up step {step}/{steps}, loss {loss.item():.3f}", file=sys.stderr)
 
 
-def answer_loss(
-    model: Qwen2ForCausalLM, batch: list[tuple[list[int], list[int]]], pad: int
-) -> torch.Tensor:
+def answer_loss(model: Qwen2ForCausalLM, batch: list[Example]) -> torch.Tensor:
     """Cross-entropy of the answers' tokens, padding and prompts left out."""
     width = max(len(prompt) + len(answer) for prompt, answer in batch)
-    ids = torch.full((len(batch), width), pad)
+    ids = torch.full((len(batch), width), model.config.pad_token_id)
     labels = torch.full((len(batch), width), -100)
     for i, (prompt, answer) in enumerate(batch):
         end = len(prompt) + len(answer)
@@ -179,7 +200,7 @@ def answer_loss(
     return loss
 
 
-def row(pair: Pair) -> dict[str, object]:
+def row(pair: Pair) -> dict[str, Any]:
     return {
         "responses_create_params": {"input": [{"role": "user", "content": question(pair)}]},
         "expected_answer": str(sum(pair)),
@@ -187,9 +208,9 @@ def row(pair: Pair) -> dict[str, object]:
     }
 
 
-def write_rows(path: Path, pairs: list[Pair]) -> None:
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row(pair)) + "\n" for pair in pairs), encoding="utf-8")
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
 
 
 def main() -> None:
@@ -215,8 +236,8 @@ def main() -> None:
         print(f"{name} sums: {sampled_accuracy(model, encode, sums):.0%} right when sampled")
     model.save_pretrained(arguments.output / "policy")
     tokenizer.save_pretrained(arguments.output / "policy")
-    write_rows(arguments.output / "data" / "train.jsonl", train)
-    write_rows(arguments.output / "data" / "validation.jsonl", validation)
+    write_rows(arguments.output / "data" / "train.jsonl", [row(pair) for pair in train])
+    write_rows(arguments.output / "data" / "validation.jsonl", [row(pair) for pair in validation])
     print(f"wrote {arguments.output}/policy and {arguments.output}/data")
 
 

@@ -1,9 +1,11 @@
 """A reward server of one's own: predictions of rain, scored by Brier's rule.
 
 python examples/nemo_rl/weather_env.py            # serves http://127.0.0.1:18090
+python examples/nemo_rl/weather_env.py 18091      # another port
 """
 
 import re
+import sys
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -25,4 +27,4 @@ async def verify(request: Request) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=18090)
+    uvicorn.run(app, host="127.0.0.1", port=int((sys.argv[1:] or [18090])[0]))
