@@ -5,26 +5,22 @@ templates of Qwen and Hermes, Qwen3-Coder, GLM-4.5, Llama 3, Mistral, DeepSeek V
 Kimi K2, and the Python calls of Llama 3.2 and 4.
 """
 
-import ast
-import json
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from rlbridge.parsing.cursor import (
-    Cursor,
-    Malformed,
-    json_elements,
-    json_members,
-    load_json,
+from rlbridge.parsing.calls import (
+    ARGUMENTS,
+    Schemas,
+    call_of,
+    call_with_id,
+    python_calls,
+    typed_call,
 )
+from rlbridge.parsing.cursor import Cursor, Malformed, json_elements, load_json
 from rlbridge.parsing.message import ToolCall
 
-Schemas = Mapping[str, Mapping[str, Any]]
 Reader = Callable[[Cursor, Schemas], tuple[ToolCall, ...]]
 
-_ARGUMENTS = ("arguments", "parameters")
 _NAME = r"\w.\-/:"
 
 
@@ -43,26 +39,6 @@ class Format:
     read: Reader
     first: tuple[str, ...] = ()
     glue: tuple[str, ...] = ()
-
-
-def call_of(source: str, *, call_id: str = "") -> ToolCall:
-    """The call in a JSON object with a name and arguments, which stay as written."""
-    value = load_json(source)
-    name = value.get("name") if isinstance(value, dict) else None
-    if not isinstance(name, str) or not name:
-        raise Malformed("its JSON has no name")
-    key = next((key for key in _ARGUMENTS if key in value), None)
-    if key is None:
-        raise Malformed("its JSON has no arguments")
-    if isinstance(value[key], str):  # JSON inside JSON: what the model meant is the inner one
-        return ToolCall(name, _object_source(value[key]), call_id)
-    return ToolCall(name, _object_source(json_members(source)[key]), call_id)
-
-
-def _object_source(source: str) -> str:
-    if not isinstance(load_json(source), dict):
-        raise Malformed("its arguments are no JSON object")
-    return source
 
 
 def _hermes(cursor: Cursor, _: Schemas) -> tuple[ToolCall, ...]:
@@ -93,7 +69,7 @@ def _qwen_xml(cursor: Cursor, schemas: Schemas) -> tuple[ToolCall, ...]:
     if wrapped:
         cursor.skip_space()
         cursor.close("</tool_call>", "</function> is not followed by </tool_call>")
-    return (ToolCall(name, _typed(texts, schemas.get(name, {}))),)
+    return (typed_call(name, texts, schemas),)
 
 
 def _inner(text: str) -> str:
@@ -117,28 +93,7 @@ def _glm(cursor: Cursor, schemas: Schemas) -> tuple[ToolCall, ...]:
             texts[key] = cursor.until("</arg_value>", f"the value of {key!r} is not closed")
         else:
             cursor.close("</tool_call>", "neither <arg_key> nor </tool_call> follows")
-            return (ToolCall(name, _typed(texts, schemas.get(name, {}))),)
-
-
-def _typed(texts: Mapping[str, str], properties: Mapping[str, Any]) -> str:
-    """A JSON object of values written without quotes: only their schemas tell 5 from "5"."""
-    values: dict[str, Any] = {}
-    for key, text in texts.items():
-        schema = properties.get(key)
-        values[key] = text
-        if isinstance(schema, Mapping) and not _is_text(schema):
-            try:
-                values[key] = load_json(text)
-            except Malformed:
-                continue
-    return json.dumps(values, ensure_ascii=False)
-
-
-def _is_text(schema: Mapping[str, Any]) -> bool:
-    return schema.get("type") in ("string", ["string"]) or (
-        "type" not in schema and all(isinstance(value, str) for value in schema.get("enum", ("",)))
-        and "anyOf" not in schema and "oneOf" not in schema
-    )  # fmt: skip
+            return (typed_call(name, texts, schemas),)
 
 
 def _llama(cursor: Cursor, _: Schemas) -> tuple[ToolCall, ...]:
@@ -176,7 +131,7 @@ def _refuse_other_json(cursor: Cursor) -> None:
     cursor.expect("{", "")
     cursor.skip_space()
     cursor.expect('"', "")
-    if cursor.word(r"\w") not in {"name", "type", "function", "id", *_ARGUMENTS}:
+    if cursor.word(r"\w") not in {"name", "type", "function", "id", *ARGUMENTS}:
         raise Malformed("")
     cursor.at = at
 
@@ -187,12 +142,12 @@ def _mistral(cursor: Cursor, _: Schemas) -> tuple[ToolCall, ...]:
     if cursor.peek() == "[":
         source = cursor.json_source("[")
         load_json(source)
-        calls = tuple(_with_id(element) for element in json_elements(source))
+        calls = tuple(call_with_id(element) for element in json_elements(source))
         if not calls:
             raise Malformed("its list is empty")
         return calls
     if cursor.peek() == "{":
-        return (_with_id(cursor.json_source()),)
+        return (call_with_id(cursor.json_source()),)
     name = cursor.word(_NAME)
     if not name:
         raise Malformed("neither a name nor JSON follows")
@@ -200,12 +155,6 @@ def _mistral(cursor: Cursor, _: Schemas) -> tuple[ToolCall, ...]:
     cursor.starts("[ARGS]")
     cursor.skip_space()
     return (ToolCall(name, _read_object(cursor), call_id),)
-
-
-def _with_id(source: str) -> ToolCall:
-    value = load_json(source)
-    written = value.get("id") if isinstance(value, dict) else None
-    return call_of(source, call_id=written if isinstance(written, str) else "")
 
 
 def _read_object(cursor: Cursor) -> str:
@@ -255,38 +204,11 @@ def _pythonic(cursor: Cursor, _: Schemas) -> tuple[ToolCall, ...]:
     if not cursor.word(r"\w.") or not cursor.starts("("):
         raise Malformed("no list of calls follows" if tagged else "")
     cursor.at = start
-    calls = _python_calls(cursor.python_source())
+    calls = python_calls(cursor.python_source())
     if tagged:
         cursor.skip_space()
         cursor.close("<|python_end|>", "the list is not followed by <|python_end|>")
     return calls
-
-
-def _python_calls(source: str) -> tuple[ToolCall, ...]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # "\d" in a string is none of ours
-            tree = ast.parse(source.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise Malformed("its Python can't be read") from None
-    if not isinstance(tree, ast.List):
-        raise Malformed("it is no list")
-    return tuple(_python_call(node) for node in tree.elts)
-
-
-def _python_call(node: ast.expr) -> ToolCall:
-    if not isinstance(node, ast.Call) or node.args:
-        raise Malformed("an element is no call with named arguments")
-    values: dict[str, Any] = {}
-    for keyword in node.keywords:
-        if keyword.arg is None:
-            raise Malformed("an element is no call with named arguments")
-        try:
-            values[keyword.arg] = ast.literal_eval(keyword.value)
-            json.dumps(values[keyword.arg], allow_nan=False)
-        except (ValueError, TypeError, RecursionError, MemoryError, SyntaxError):
-            raise Malformed(f"argument {keyword.arg!r} is no plain value") from None
-    return ToolCall(ast.unparse(node.func), json.dumps(values, ensure_ascii=False))
 
 
 HERMES = Format(("<tool_call>",), _hermes)
