@@ -101,6 +101,8 @@ def refuse(config: RunConfig) -> None:
         raise ConfigError("verl: verl's native keys mean nothing to NeMo-RL; remove the section")
     if config.data.mix:
         raise ConfigError(f"data.mix: {name} takes one file; join them with `rlbridge transform`")
+    if config.data.prompt:
+        raise ConfigError(f"data.prompt: rows for {name} hold whole conversations; remove it")
     if config.trainer.device == "cpu":
         raise ConfigError("trainer.device=cpu: NeMo-RL trains on GPUs only")
     if name == "dpo" and config.algorithm.kl_coef <= 0:

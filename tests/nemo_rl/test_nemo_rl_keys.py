@@ -97,6 +97,22 @@ def test_each_key_of_a_run_has_its_place(rows: Path, tmp_path: Path) -> None:
     assert "secret" not in json.dumps(keys)
 
 
+def test_each_file_has_its_prompt_and_validation_the_training_files(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("user: '{problem}'")
+    mix = [{"path": "a.jsonl"}, {"path": "b.jsonl", "prompt": "own.yaml", "weight": 2.0}]
+    data = {"prompt": "generic/math", "mix": mix, "validation": str(rows)}
+    section = grpo_keys(config(rows, data=data), tmp_path)["data"]
+    assert section["train"]["prompt"] == section["validation"]["prompt"] == "generic/math"
+    own = str(tmp_path / "own.yaml")  # the driver runs in another folder
+    assert section["train"]["mix"] == [
+        {"data_path": str(tmp_path / "a.jsonl"), "weight": 1.0},
+        {"data_path": str(tmp_path / "b.jsonl"), "prompt": own, "weight": 2.0},
+    ]
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value", "named"),
     [
@@ -174,6 +190,12 @@ def test_a_step_of_more_rows_than_there_are_is_refused(tmp_path: Path) -> None:
 def test_a_gym_means_nothing_to_sft(tmp_path: Path, rows: Path) -> None:
     given = config(rows, algorithm={"name": "sft"}, gym={"url": "http://127.0.0.1:9"})
     with pytest.raises(ConfigError, match=r"^gym\.url: means nothing to algorithm\.name=sft"):
+        offline_keys(given, tmp_path)
+
+
+def test_a_prompt_config_means_nothing_to_rows_of_conversations(tmp_path: Path, rows: Path) -> None:
+    given = config(rows, algorithm={"name": "sft"}, data={"prompt": "generic/math"})
+    with pytest.raises(ConfigError, match=r"^data\.prompt"):
         offline_keys(given, tmp_path)
 
 

@@ -16,7 +16,7 @@ ROWS = ROOT / "examples" / "nemo_rl" / "math_rows.jsonl"
 RUN = {
     "policy": {"path": "/models/p"},
     "gym": {"url": "http://127.0.0.1:9"},
-    "data": {"train": str(ROWS), "max_prompt_tokens": 200},
+    "data": {"train": str(ROWS), "prompt": "generic/math", "max_prompt_tokens": 200},
     "agent": {"loop": "tools", "max_turns": 5},
     "algorithm": {"learning_rate": 2e-6, "kl_coef": 0.01, "rollout_correction": "token"},
     "rollout": {
@@ -34,6 +34,7 @@ PLACES: dict[str, dict[str, Any]] = {
     "verl": {
         "actor_rollout_ref.model.path": "/models/p",
         "reward.nemo_gym.url": "http://127.0.0.1:9",
+        "data.nemo_gym_prompt": ["generic/math"],
         "data.max_prompt_length": 200,
         f"{_VERL_ROLLOUT}.multi_turn.max_assistant_turns": 5,
         "actor_rollout_ref.actor.optim.lr": 2e-6,
@@ -51,6 +52,7 @@ PLACES: dict[str, dict[str, Any]] = {
     "nemo_rl": {
         "policy.model_name": "/models/p",
         "env.rlbridge_gym.url": "http://127.0.0.1:9",
+        "data.train.prompt": "generic/math",
         "data.max_input_seq_length": 200,
         "grpo.max_rollout_turns": 5,
         "policy.optimizer.kwargs.lr": 2e-6,
