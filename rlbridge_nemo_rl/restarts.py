@@ -32,19 +32,19 @@ def keep_step(folder: Path, step: int) -> None:
 
 
 def remembered(folder: Path) -> tuple[int, list[dict[str, Any]]]:
-    """The step this actor was in when it died, and the lines of the record since it began.
+    """The step this actor was in when it died, and its lines of the record since that began.
 
     Returns:
-        1 and nothing in an actor that was never restarted.
+        No lines in an actor that was never restarted.
     """
     import ray
 
-    context, path = ray.get_runtime_context(), folder / _STEP
-    if not context.was_current_actor_reconstructed or not path.exists():
+    path = folder / _STEP
+    if not path.exists():
         return 1, []
-    step, actor = int(path.read_text()), str(context.get_actor_id())
+    step, actor = int(path.read_text()), str(ray.get_runtime_context().get_actor_id())
     lines = (line for line in LedgerReader(folder).poll() if line["step"] == step)
-    # A task's ID ends in its actor's; other environments may write to the same folder.
+    # A task's ID ends in its actor's, which a restart keeps; others may write to this folder.
     return step, [line for line in lines if actor in line.get("sample_id", "")]
 
 

@@ -4,9 +4,9 @@ Progress is a reward more in the record, a rollout that ends, or a step that end
 while the trainer waits for rollouts: a long update is none of this module's business.
 """
 
-import _thread
 import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -114,6 +114,7 @@ class StallWatch:
     def _stop(self) -> None:
         self._stalled = True
         self._release()
-        _thread.interrupt_main()
+        # A real signal: it wakes an event loop that waits for the network, too.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         if not self._ended.wait(_GRACE_S):
             self._abandon(self._message)

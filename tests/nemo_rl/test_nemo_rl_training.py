@@ -70,7 +70,7 @@ def drive(
         done = subprocess.run(
             [sys.executable, "-m", *module],
             env={**os.environ, **env, "PYTHONPATH": str(ROOT)},
-            cwd=ROOT,
+            cwd=folder,  # as with an installed rlbridge: nothing of ours lies about
             stdout=file,
             stderr=subprocess.STDOUT,
             timeout=240,
