@@ -5,7 +5,8 @@
 
 NeMo-RL is no package: people use it from a clone, with `uv run`. Its own environment wants CUDA;
 this one holds what its rollouts, environments, data and GRPO loop import, with a CPU torch. The
-checkout is put on the path, never installed: `pip install -e` would write into it.
+checkout is put on the path, never installed: `pip install -e` would write into it. Another
+checkout, of another version too, takes its place at once: the packages stay.
 Standard library only; run by any Python 3.9+.
 """
 
@@ -21,12 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import env as base
 
 HOME = base.ROOT / ".venv-nemo-rl"
-# What NeMo-RL v0.7.0 imports on the way to a GRPO step without a GPU.
+# What NeMo-RL imports on the way to a GRPO step without a GPU, from v0.6.0 to its head of 2026-08.
+# Only v0.6.0 imports decord2 and megatron-core.
 IMPORTED = [
     "torch==2.13.0", "setuptools>=78.1.1,<82", "numpy", "pillow", "requests",
     "transformers>=5.5,<5.9", "ray>=2.55.1", "wandb", "datasets>=4", "hydra-core", "pyzmq",
     "nvidia-ml-py", "soundfile", "mlflow", "swanlab", "tensorboard", "torchdata", "tensordict",
-    "math-verify", "accelerate", "prometheus-client", "matplotlib",
+    "math-verify", "accelerate", "prometheus-client", "matplotlib", "decord2", "megatron-core",
 ]  # fmt: skip
 TESTED = ["pytest>=8.2", "pytest-asyncio>=0.24", "hypothesis>=6.100"]
 
@@ -38,13 +40,19 @@ TYPED_DICT = (
 
 
 def make(checkout: Path) -> None:
-    """Build the environment, or leave it alone if nothing it is made from has changed."""
-    if not (checkout / "nemo_rl" / "__init__.py").is_file():
-        sys.exit(f"setup: {checkout} is no NeMo-RL checkout (it has no nemo_rl/__init__.py)")
+    """Build the environment unless it is made of the same already; point it at a checkout."""
+    if not (checkout / "nemo_rl" / "algorithms").is_dir():
+        sys.exit(f"setup: {checkout} is no NeMo-RL checkout (it has no nemo_rl/algorithms)")
     inputs = [base.ROOT / "pyproject.toml", Path(__file__)]
-    mark = base.fingerprint(inputs, str(checkout))
-    if base.is_fresh(HOME, mark):
-        return
+    mark = base.fingerprint(inputs, "")
+    if not base.is_fresh(HOME, mark):
+        _build()
+        (HOME / base.STAMP).write_text(mark)
+    site = next((HOME / "lib").glob("python*/site-packages"))
+    (site / "nemo_rl_checkout.pth").write_text(f"{checkout}\n{TYPED_DICT}\n")
+
+
+def _build() -> None:
     python = base.find_python(["3.11", "3.12", "3.13"])
     if python is None:
         sys.exit("setup: NeMo-RL's test environment needs Python 3.11, 3.12 or 3.13")
@@ -61,9 +69,6 @@ def make(checkout: Path) -> None:
     ours = ["--editable", ".[gateway,evaluators,data,plot]"]
     base.run([*install, *IMPORTED, *TESTED, *ours], {"UV_FIND_LINKS": links} if links else None)
     base.check_no_cuda(HOME)
-    site = next((HOME / "lib").glob("python*/site-packages"))
-    (site / "nemo_rl_checkout.pth").write_text(f"{checkout}\n{TYPED_DICT}\n")
-    (HOME / base.STAMP).write_text(mark)
     base.say(f".venv-nemo-rl is ready after {time.monotonic() - started:.0f} s")
 
 

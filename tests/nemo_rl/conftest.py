@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import functools
 import importlib.util
 import os
 import threading
@@ -15,10 +16,37 @@ import pytest
 
 from benchmarks.templates import CHATML
 from benchmarks.tokenizers import byte_bpe
+from rlbridge.errors import PluginError
 from rlbridge.testing import Behaviour, GymServer
 
 ROOT = Path(__file__).resolve().parents[2]
 HAVE_NEMO_RL = importlib.util.find_spec("nemo_rl") is not None
+
+
+def pytest_report_header() -> list[str]:
+    """Which NeMo-RL the tests run with."""
+    if not HAVE_NEMO_RL:
+        return []
+    import nemo_rl
+
+    return [f"NeMo-RL {nemo_rl.__version__} from {Path(str(nemo_rl.__file__)).parents[1]}"]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if HAVE_NEMO_RL and item.get_closest_marker("nemo_rl") and (why := _why_refused()):
+        pytest.skip(why)
+
+
+@functools.cache
+def _why_refused() -> str:
+    """Why rlbridge doesn't work with this NeMo-RL; empty if it does."""
+    from rlbridge_nemo_rl import versions
+
+    try:
+        versions.check()
+    except PluginError as error:
+        return str(error)
+    return ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -48,23 +48,38 @@ def as_gym_gave_it(rollout: Any) -> dict[str, Any]:
 def postprocess(result: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     from nemo_rl.environments.nemo_gym import NemoGym
 
+    from rlbridge_nemo_rl import versions
+
     class Actor:
         cfg: Any = {}  # noqa: RUF012
+        _postprocess_nemo_gym_to_nemo_rl_result = (
+            NemoGym.__ray_metadata__.modified_class._postprocess_nemo_gym_to_nemo_rl_result
+        )
 
-    method = NemoGym.__ray_metadata__.modified_class._postprocess_nemo_gym_to_nemo_rl_result
-    return method(Actor(), json.loads(json.dumps(result)), tokenizer)
+    return versions.postprocessed(Actor(), {}, json.loads(json.dumps(result)), tokenizer)
 
 
 def trained(logs: list[Any], tokenizer: Any) -> Any:
     """What `grpo_train` trains on: the flat batch with masks and logprobs."""
-    from nemo_rl.algorithms.grpo import add_grpo_token_loss_masks_and_generation_logprobs
+    from nemo_rl.algorithms import grpo
     from nemo_rl.data.llm_message_utils import batched_message_log_to_flat_message
 
-    add_grpo_token_loss_masks_and_generation_logprobs(logs)
+    getattr(grpo, "add_grpo_token_loss_masks_and_generation_logprobs", add_masks_as_0_6)(logs)
     flat, lengths = batched_message_log_to_flat_message(
         logs, pad_value_dict={"token_ids": tokenizer.pad_token_id}
     )
     return flat, lengths
+
+
+def add_masks_as_0_6(logs: list[Any]) -> None:
+    """What v0.6.0 does inside `grpo_train`; later versions have a function for it."""
+    import torch
+
+    for message in (message for log in logs for message in log):
+        token_ids = message["token_ids"]
+        sampled = message["role"] == "assistant"
+        message["token_loss_mask"] = torch.full_like(token_ids, int(sampled))
+        message.setdefault("generation_logprobs", torch.zeros(len(token_ids)))
 
 
 def visible(sequence: TrainingSequence) -> slice:
