@@ -16,6 +16,7 @@ from rlbridge.errors import RunError
 
 _LOOK_EVERY_S = 1.0
 _GRACE_S = 20.0
+_NOTHING = contextlib.nullcontext()
 
 
 class StalledError(RunError):
@@ -85,7 +86,8 @@ class StallWatch:
                 raise
         finally:
             self._ended.set()
-            thread.join()
+            with contextlib.suppress(KeyboardInterrupt) if self._stalled else _NOTHING:
+                thread.join()  # where an interruption arrives that came too late
         if self._stalled:
             raise StalledError(self._message)
 
@@ -114,6 +116,8 @@ class StallWatch:
     def _stop(self) -> None:
         self._stalled = True
         self._release()
+        if self._ended.is_set():
+            return
         # A real signal: it wakes an event loop that waits for the network, too.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         if not self._ended.wait(_GRACE_S):

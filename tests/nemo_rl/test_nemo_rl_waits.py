@@ -1,0 +1,66 @@
+"""Waits that end, and data that don't; nothing here needs NeMo-RL."""
+
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rlbridge_nemo_rl.epochs import Epochs
+from rlbridge_nemo_rl.stall import StalledError, StallWatch
+
+
+def test_a_long_update_is_no_stall(tmp_path: Path) -> None:
+    watch = StallWatch(tmp_path, 0.05)
+    with watch.training():
+        time.sleep(0.5)
+
+
+def test_waiting_without_progress_is_one_and_releases_what_is_waited_for(tmp_path: Path) -> None:
+    released: list[str] = []
+    watch = StallWatch(tmp_path, 0.05, lambda: released.append("released"))
+    with (
+        pytest.raises(StalledError, match=r"trainer\.stall_timeout_s=0\.05"),
+        watch.training(),
+        watch.waiting(),
+        watch.rollout(),
+    ):
+        threading.Event().wait()
+    assert released == ["released"]
+
+
+def wait_deaf(until: Callable[[], bool]) -> None:
+    """A wait that no interruption ends, as a thread's or a library's."""
+    while not until():
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait(0.01)
+
+
+def test_a_loop_that_swallows_the_interruption_still_ends_as_stalled(tmp_path: Path) -> None:
+    released: list[bool] = []
+    watch = StallWatch(tmp_path, 0.05, lambda: released.append(True))
+    with pytest.raises(StalledError), watch.training(), watch.waiting():
+        wait_deaf(lambda: bool(released))
+
+
+def test_where_no_interruption_reaches_the_process_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlbridge_nemo_rl.stall._GRACE_S", 0.05)
+    given_up: list[str] = []
+    watch = StallWatch(tmp_path, 0.05, abandon=given_up.append)
+    with pytest.raises(StalledError), watch.training(), watch.waiting():
+        wait_deaf(lambda: bool(given_up))
+    assert "no reward was recorded" in given_up[0]
+
+
+def test_a_loader_starts_over() -> None:
+    assert list(itertools.islice(Epochs([1, 2, 3]), 7)) == [1, 2, 3, 1, 2, 3, 1]
+
+
+def test_a_loader_without_a_whole_batch_is_an_error_and_no_endless_loop() -> None:
+    with pytest.raises(ValueError, match=r"rollout\.prompts_per_step"):
+        next(iter(Epochs([])))
