@@ -18,6 +18,7 @@ from rlbridge.contracts.reward import FailureClass
 from rlbridge.errors import ConfigError
 from rlbridge.evaluators.answers import last_fenced
 from rlbridge.evaluators.evaluator import Evaluator, EvaluatorSpec
+from rlbridge.evaluators.launcher import Limits
 from rlbridge.evaluators.local import (
     AnswerOptions,
     Grade,
@@ -26,7 +27,7 @@ from rlbridge.evaluators.local import (
     UngradableError,
     fields_of,
 )
-from rlbridge.evaluators.sandbox import End, Limits, Sandboxed, require
+from rlbridge.evaluators.sandbox import End, Sandboxed, require
 from rlbridge.evaluators.sandbox_calls import encode
 
 MAX_CHARS: Final = 200_000

@@ -16,6 +16,7 @@ from typing import Any, Final
 from pydantic import Field, field_validator
 
 from rlbridge.evaluators.answers import balanced, has_box, last_boxed
+from rlbridge.evaluators.arithmetic import integer
 from rlbridge.evaluators.evaluator import Evaluator, EvaluatorSpec
 from rlbridge.evaluators.local import (
     AnswerOptions,
@@ -71,7 +72,7 @@ def make(options: Mapping[str, Any]) -> Evaluator:
         if answer is None:
             return Grade(0.0)
         if _NUMBER.fullmatch(expected) and _NUMBER.fullmatch(answer):
-            return Grade(float(_integer(answer) == _integer(expected)), answer)
+            return Grade(float(integer(answer) == integer(expected)), answer)
         boxed = has_box(text)
         right, parsed = await workers.call(
             expected=expected, answer=answer, boxed=boxed, rounding=how.float_rounding
@@ -117,12 +118,6 @@ def compared(expected: str, answer: str, boxed: bool, rounding: int) -> tuple[bo
     right = verify(gold, found, float_rounding=rounding, timeout_seconds=None, raise_on_error=False)
     text = found[-1] if isinstance(found[-1], str) else None
     return bool(right), text if text is None else text[:1000]
-
-
-def _integer(digits: str) -> str:
-    """Strings, because Python refuses to convert very long ones."""
-    value = digits.lstrip("+-").lstrip("0") or "0"
-    return f"-{value}" if digits.startswith("-") and value != "0" else value
 
 
 SPEC: Final = EvaluatorSpec(

@@ -12,49 +12,19 @@ import enum
 import json
 import os
 import selectors
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 
 import psutil
-from pydantic import Field
 
-from rlbridge.config import StrictModel
 from rlbridge.errors import ConfigError
+from rlbridge.evaluators.launcher import LAUNCHER, Limits, launch
 
-_LAUNCHER: Final = Path(__file__).with_name("sandbox_init.py")
-_LIBRARIES: Final = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib32", "/lib64")
-_ENVIRONMENT: Final = {
-    "LANG": "C.UTF-8",
-    "HOME": "/work",
-    "PATH": "/usr/bin:/bin",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
-_GRACE_S: Final = 5.0  # for a killed sandbox to be gone
 _STALL_SAMPLES: Final = 5
-
-
-class Limits(StrictModel):
-    """What one program may use."""
-
-    cpu_s: int = Field(default=10, ge=1)
-    """CPU seconds of each of its processes; more of them is a wrong answer."""
-    wall_s: float = Field(default=60.0, gt=0)
-    """Seconds in all; a program that still wants to run then had too busy a machine: invalid."""
-    memory_mb: int = Field(default=512, ge=64)
-    """Address space of each of its processes, in MiB."""
-    processes: int = Field(default=8, ge=1)
-    """Processes and threads at a time."""
-    disk_mb: int = Field(default=32, ge=1)
-    """Room for files, which lie in memory, in MiB."""
-    output_kb: int = Field(default=4096, ge=1)
-    """What is read of its output, in KiB; more of it is a wrong answer."""
 
 
 class End(enum.StrEnum):
@@ -97,45 +67,14 @@ class Sandboxed:
         self._status = b""
         self.end: End | None = None
         self.why = ""
-        task = _task(arguments, files, limits, packages)
-        task_read, task_write = os.pipe()
-        self._status_fd, status_write = os.pipe()
-        command = [_python(), "-I", "-S", "-B", str(_LAUNCHER), str(task_read), str(status_write)]
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(task_read, status_write),
-                env={},
-                bufsize=0,
-                start_new_session=True,
-            )
-        except BaseException:
-            os.close(task_write)
-            os.close(self._status_fd)
-            raise
-        finally:
-            os.close(task_read)
-            os.close(status_write)
-        with os.fdopen(task_write, "wb") as sink:
-            sink.write(task)
-        assert self._process.stdin is not None  # noqa: S101 (pipes were asked for)
-        assert self._process.stdout is not None  # noqa: S101
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        os.set_blocking(self._stdin.fileno(), False)
-        os.set_blocking(self._stdout.fileno(), False)
+        self._process, self._stdin, self._stdout, self._status_fd = launch(
+            arguments, files, limits, packages
+        )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._process.poll() is None:
             self._process.kill()  # process 1 of the namespace dies with it, and the rest with that
         self._stdin.close()
@@ -246,7 +185,7 @@ def require() -> None:
         "try: socket.create_connection(('127.0.0.1', 9), 1)\n"
         "except ConnectionRefusedError: print('network')\n"
         "except OSError: pass\n"
-        f"if os.path.exists({str(_LAUNCHER)!r}): print('files')\n"
+        f"if os.path.exists({str(LAUNCHER)!r}): print('files')\n"
         "if os.getppid() != 1: print('processes')\n"
         "print('ok')\n"
     )
@@ -262,51 +201,6 @@ def require() -> None:
             "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns, "
             "user.max_user_namespaces; in Docker: --security-opt seccomp=unconfined)"
         )
-
-
-def _task(
-    arguments: list[str], files: Mapping[str, str], limits: Limits, packages: Path | None
-) -> bytes:
-    readable, links = _libraries()
-    environment = dict(_ENVIRONMENT)
-    flags = ["-I", "-S", "-B"]
-    if packages is not None:
-        folder = str(packages.resolve())
-        readable = (*readable, folder)
-        environment["PYTHONPATH"] = folder
-        flags = ["-s", "-S", "-B"]
-    task = {
-        "readable": readable,
-        "links": links,
-        "files": dict(files),
-        "argv": [_python(), *flags, *arguments],
-        "env": environment,
-        "memory_mb": limits.memory_mb,
-        "cpu_s": limits.cpu_s,
-        "disk_mb": limits.disk_mb,
-        "processes": limits.processes,
-    }
-    return json.dumps(task).encode()
-
-
-@cache
-def _libraries() -> tuple[tuple[str, ...], dict[str, str]]:
-    """Folders to be seen, and links to be made: the interpreter and the system's libraries."""
-    prefix = str(Path(sys.base_prefix).resolve())
-    readable, links = [prefix], {}
-    for name in _LIBRARIES:
-        path = Path(name)
-        if path.is_symlink():
-            links[name] = str(path.readlink())
-        elif path.is_dir() and not path.is_relative_to(prefix):
-            readable.append(name)
-    # `/usr` as a prefix holds its libraries already; outer folders are mounted first.
-    return tuple(sorted(readable)), links
-
-
-@cache
-def _python() -> str:
-    return str(Path(getattr(sys, "_base_executable", sys.executable)).resolve())
 
 
 def _children(pid: int) -> list[psutil.Process]:

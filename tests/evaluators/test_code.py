@@ -1,15 +1,14 @@
 """The code evaluator: what passes, and every trick that must not."""
 
-import asyncio
 from typing import Any
 
 import pytest
 
 from rlbridge.contracts.reward import FailureClass, Reward
-from rlbridge.errors import ConfigError
 from rlbridge.evaluators.code import matches, returned
-from rlbridge.evaluators.sandbox import require
-from rlbridge.plugins import Plugins
+from tests.evaluators.verdicts import judged, value
+
+pytestmark = pytest.mark.usefixtures("sandbox")
 
 PRINTED = {"inputs": ["1 2\n", "3 4\n"], "outputs": ["3\n", "7"]}
 CALLED = {"inputs": ["1\n2", "[1]\n[2]"], "outputs": ["3", "[1, 2]"], "fn_name": "add"}
@@ -29,32 +28,13 @@ SCRIPT = {"code": "assert add(1, 2) == 3\nassert add('a', 'b') == 'ab'"}
 ADD = "def add(a, b): return a + b"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _possible() -> None:
-    try:
-        require()
-    except ConfigError as error:
-        pytest.skip(str(error))
-
-
-def judged(program: str, tests: dict[str, Any], **options: Any) -> Reward:
+def graded(program: str, tests: dict[str, Any], **options: Any) -> Reward:
     return answered(f"Here it is.\n```python\n{program}\n```\n", tests, **options)
 
 
 def answered(text: str, tests: dict[str, Any], **options: Any) -> Reward:
-    async def ask() -> Reward:
-        evaluator = Plugins().evaluator("code", {"cpu_s": 2, **options})
-        try:
-            return await evaluator.verify({"verifier_metadata": {"unit_tests": tests}}, text)
-        finally:
-            await evaluator.aclose()
-
-    return asyncio.run(ask())
-
-
-def value(reward: Reward) -> float:
-    assert reward.valid, reward
-    return reward.value
+    row = {"verifier_metadata": {"unit_tests": tests}}
+    return judged("code", row, text, **{"cpu_s": 2, **options})
 
 
 @pytest.mark.parametrize(
@@ -70,7 +50,7 @@ def value(reward: Reward) -> float:
     ],
 )
 def test_a_right_program_passes(program: str, tests: dict[str, Any]) -> None:
-    assert value(judged(program, tests)) == 1.0
+    assert value(graded(program, tests)) == 1.0
 
 
 ALWAYS_EQUAL = (
@@ -116,7 +96,7 @@ TRICKS = {
 @pytest.mark.parametrize("trick", TRICKS)
 def test_no_trick_makes_a_wrong_program_right(trick: str) -> None:
     for tests in (PRINTED, CALLED, ASSERTED):
-        assert value(judged(TRICKS[trick], tests)) == 0.0, tests
+        assert value(graded(TRICKS[trick], tests)) == 0.0, tests
 
 
 def test_exhausting_programs_are_wrong_and_not_invalid() -> None:
@@ -126,14 +106,14 @@ def test_exhausting_programs_are_wrong_and_not_invalid() -> None:
         "while True: print('x' * 10_000)",
         "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
     ):
-        assert value(judged(program, PRINTED, cpu_s=1, output_kb=64)) == 0.0
+        assert value(graded(program, PRINTED, cpu_s=1, output_kb=64)) == 0.0
 
 
 def test_the_share_of_passed_tests_is_the_reward_where_told_so() -> None:
     tests = {"inputs": ["1", "2", "3", "4"], "outputs": ["1", "2", "0", "4"]}
-    reward = judged("print(input())", tests, reward="fraction")
+    reward = graded("print(input())", tests, reward="fraction")
     assert (value(reward), reward.components["passed"]) == (0.75, 0.75)  # type: ignore[union-attr]
-    assert value(judged("print(input())", tests)) == 0.0
+    assert value(graded("print(input())", tests)) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -168,13 +148,13 @@ def test_without_a_fence_the_whole_answer_counts_where_told_so() -> None:
     ],
 )
 def test_tests_that_test_nothing_are_a_bad_row(tests: dict[str, Any]) -> None:
-    reward = judged(ADD, tests)
+    reward = graded(ADD, tests)
     assert not reward.valid
     assert reward.failure is FailureClass.BAD_ROW
 
 
 def test_test_code_that_hangs_is_the_row_s_fault() -> None:
-    reward = judged(ADD, {"code": "while True: pass"}, cpu_s=1)
+    reward = graded(ADD, {"code": "while True: pass"}, cpu_s=1)
     assert not reward.valid
     assert reward.failure is FailureClass.BAD_ROW
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -17,24 +16,9 @@ from rlbridge.evaluators.local import UngradableError
 from rlbridge.evaluators.workers import WorkerLimits, Workers
 from rlbridge.plugins import Plugins
 from rlbridge.testing import make_message, make_response
+from tests.evaluators.verdicts import judged, value
 
 CHOICES = {"options": [{"A": "red"}, {"B": "green"}, {"C": "blue"}], "expected_answer": "B"}
-
-
-def judged(name: str, row: Mapping[str, Any], answer: object, **options: Any) -> Reward:
-    async def ask() -> Reward:
-        evaluator = Plugins().evaluator(name, options)
-        try:
-            return await evaluator.verify(row, answer)
-        finally:
-            await evaluator.aclose()
-
-    return asyncio.run(ask())
-
-
-def value(reward: Reward) -> float:
-    assert reward.valid, reward
-    return reward.value
 
 
 # Where the answer is.

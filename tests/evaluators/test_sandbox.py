@@ -11,9 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlbridge.errors import ConfigError
 from rlbridge.evaluators import sandbox
-from rlbridge.evaluators.sandbox import End, Limits, Sandboxed, require
+from rlbridge.evaluators.launcher import Limits
+from rlbridge.evaluators.sandbox import End, Sandboxed
+
+pytestmark = pytest.mark.usefixtures("sandbox")
 
 LIMITS = Limits(cpu_s=5, wall_s=60, memory_mb=256, disk_mb=8, output_kb=64)
 
@@ -22,14 +24,6 @@ def run(program: str, limits: Limits = LIMITS, data: bytes = b"") -> tuple[End |
     with Sandboxed(["p.py"], {"p.py": program}, limits) as running:
         output = running.run(data)
         return running.end, output.decode()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _possible() -> None:
-    try:
-        require()
-    except ConfigError as error:
-        pytest.skip(str(error))
 
 
 def attempt(expression: str) -> str:
@@ -161,7 +155,8 @@ def test_what_it_leaves_running_dies_with_it() -> None:
 def test_a_killed_evaluator_leaves_no_program_and_no_worker_behind() -> None:
     script = (
         "import threading, asyncio\n"
-        "from rlbridge.evaluators.sandbox import Limits, Sandboxed\n"
+        "from rlbridge.evaluators.launcher import Limits\n"
+        "from rlbridge.evaluators.sandbox import Sandboxed\n"
         "from rlbridge.evaluators.workers import WorkerLimits, Workers\n"
         "limits = WorkerLimits(cpu_s=500, timeout_s=500)\n"
         "workers = Workers('multiprocessing.connection:wait', limits)\n"
