@@ -1,4 +1,4 @@
-"""Compiles an rlbridge run config into verl 0.9's own keys. Refuses what verl can't honour.
+"""Compiles an rlbridge run config into verl 0.9's own keys.
 
 Values go to verl as Hydra overrides. The user's `verl:` section comes last and wins.
 """
@@ -11,11 +11,11 @@ from typing import Any
 
 import orjson
 
-from rlbridge.errors import ConfigError
 from rlbridge.hookspecs import NativeRun, StepMetrics
-from rlbridge.run_config import RunConfig, flatten
-from rlbridge_verl.keys import SAMPLERS, headers_file, native_keys, trainer_mode
+from rlbridge.run_config import RunConfig
+from rlbridge_verl.keys import headers_file, native_keys
 from rlbridge_verl.overrides import nested, override
+from rlbridge_verl.refusals import refuse
 
 DRIVER = "rlbridge_verl.driver"
 # Actors that must live as long as the run, by the class names Ray puts into process titles.
@@ -31,7 +31,7 @@ class VerlBackend:
         Raises:
             ConfigError: a key holds what verl can't honour.
         """
-        _refuse(config)
+        refuse(config)
         keys = native_keys(config, run_dir)
         overrides = [override(key, value) for key, value in keys.items()]
         env = _environment(config, run_dir)
@@ -46,65 +46,6 @@ class VerlBackend:
             read_metrics=read_metrics,
             secrets=_secrets(config, run_dir),
             components=COMPONENTS,
-        )
-
-
-def _refuse(config: RunConfig) -> None:
-    if config.nemo_rl:
-        raise ConfigError("nemo_rl: native NeMo-RL keys mean nothing to verl; remove the section")
-    if config.algorithm.name != "grpo":
-        raise ConfigError(
-            f"algorithm.name={config.algorithm.name}: rlbridge launches GRPO with verl; use "
-            "--framework nemo_rl, or verl's own trainer on what `rlbridge transform` makes"
-        )
-    mode = trainer_mode(config)
-    if mode not in SAMPLERS:
-        raise ConfigError(
-            f"verl.trainer.v1.trainer_mode={mode}: rlbridge launches {' and '.join(SAMPLERS)}; "
-            "for another keep your launcher and name our classes in its config (docs/verl.md)"
-        )
-    if flatten(config.verl).get("algorithm.filter_groups.enable"):
-        raise ConfigError(
-            "verl.algorithm.filter_groups.enable: verl leaves group filtering to its own sampler, "
-            "and rlbridge's takes its place; remove it"
-        )
-    estimator = flatten(config.verl).get("algorithm.adv_estimator", config.algorithm.name)
-    if estimator != config.algorithm.name and config.agent.loop == "run":
-        raise ConfigError(
-            f"verl.algorithm.adv_estimator={estimator}: with agent.loop=run a rollout may have "
-            "several trajectories, and only grpo counts it once in the baseline; remove it"
-        )
-    if config.rollout.prompts_per_step % config.algorithm.updates_per_step:
-        raise ConfigError(
-            f"algorithm.updates_per_step: {config.algorithm.updates_per_step} updates can't split "
-            f"rollout.prompts_per_step={config.rollout.prompts_per_step} evenly"
-        )
-    if config.agent.loop == "run" and len(config.agent.servers) < config.agent.workers:
-        raise ConfigError(
-            f"agent.servers: {len(config.agent.servers)} agents for agent.workers="
-            f"{config.agent.workers}; each worker needs an agent whose model server asks it alone"
-        )
-    _refuse_biased_logprobs(config)
-    if config.trainer.device == "cpu" and config.ray.address:
-        raise ConfigError("ray.address: the CPU platform runs in a Ray of its own; remove it")
-    if config.trainer.device == "cpu" and config.trainer.gpus_per_node * config.trainer.nodes > 1:
-        raise ConfigError(
-            "trainer: device cpu is one logical device: gpus_per_node and nodes are 1"
-        )
-
-
-def _refuse_biased_logprobs(config: RunConfig) -> None:
-    """Raw logprobs of vLLM are of another distribution than the one sampled from."""
-    native = flatten(config.verl)
-    rollout = "actor_rollout_ref.rollout"
-    mode = native.get(f"{rollout}.logprobs_mode", "processed_logprobs")
-    temperature = float(native.get(f"{rollout}.temperature", config.rollout.temperature))
-    top_p = float(native.get(f"{rollout}.top_p", config.rollout.top_p))
-    if mode.startswith("raw") and (temperature != 1.0 or top_p != 1.0):
-        raise ConfigError(
-            f"verl.{rollout}.logprobs_mode={mode}: at temperature {temperature} and top_p {top_p} "
-            "raw logprobs are not those of the distribution sampled from, and every ratio to the "
-            "trainer's would be biased; use processed_logprobs, or temperature=1 and top_p=1"
         )
 
 

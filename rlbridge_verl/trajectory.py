@@ -36,34 +36,36 @@ def outputs_of(
     """
     outputs = []
     for sequence in sequences:
-        at = sequence.prompt_length
-        stop = min(len(sequence), at + response_length)
-        mask = sequence.mask[at:stop]
-        if not bool(mask.any()):
-            continue
-        logprobs = np.where(np.isnan(sequence.logprobs[at:stop]), 0.0, sequence.logprobs[at:stop])
-        outputs.append(
-            AgentLoopOutput(
-                prompt_ids=sequence.token_ids[:at].tolist(),
-                response_ids=sequence.token_ids[at:stop].tolist(),
-                response_mask=mask.astype(int).tolist(),
-                response_logprobs=logprobs.tolist(),
-                num_turns=num_turns,
-                metrics=metrics.model_copy(),
-                extra_fields={
-                    "turn_scores": [],
-                    "tool_rewards": [],
-                    "cut_tokens": int(sequence.mask[stop:].sum()),
-                    "parts": [
-                        [part.start - at, min(part.stop, stop) - at, part.turn, part.policy_version]
-                        for part in sequence.parts
-                        if part.start < stop
-                    ],
-                    **_step_range(sequence),
-                },
+        trained = _output(sequence, response_length)
+        if any(trained["response_mask"]):
+            outputs.append(
+                AgentLoopOutput(**trained, num_turns=num_turns, metrics=metrics.model_copy())
             )
-        )
     return outputs
+
+
+def _output(sequence: TrainingSequence, response_length: int) -> dict[str, Any]:
+    """The fields of an `AgentLoopOutput` that a sequence fills."""
+    at = sequence.prompt_length
+    stop = min(len(sequence), at + response_length)
+    logprobs = np.where(np.isnan(sequence.logprobs[at:stop]), 0.0, sequence.logprobs[at:stop])
+    return {
+        "prompt_ids": sequence.token_ids[:at].tolist(),
+        "response_ids": sequence.token_ids[at:stop].tolist(),
+        "response_mask": sequence.mask[at:stop].astype(int).tolist(),
+        "response_logprobs": logprobs.tolist(),
+        "extra_fields": {
+            "turn_scores": [],
+            "tool_rewards": [],
+            "cut_tokens": int(sequence.mask[stop:].sum()),
+            "parts": [
+                [part.start - at, min(part.stop, stop) - at, part.turn, part.policy_version]
+                for part in sequence.parts
+                if part.start < stop
+            ],
+            **_step_range(sequence),
+        },
+    }
 
 
 def longest(outputs: Sequence[AgentLoopOutput]) -> AgentLoopOutput:
