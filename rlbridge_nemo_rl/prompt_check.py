@@ -34,6 +34,7 @@ def check_prompts(train: Any, validation: Any = None) -> str | None:
     Raises:
         ConfigError: prompts are too long; with the first one's file and line, and how many.
     """
+    print("\n▶ Looking at every prompt...", flush=True)  # in NeMo-RL's words, among its lines
     prompts: dict[bytes, list[tuple[Any, int]]] = defaultdict(list)
     overlong = []
     total = 0

@@ -1,6 +1,7 @@
 """Rows on their way into NeMo-RL: its real set-up, processors, tokenizer. Every field arrives."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from rlbridge.errors import ConfigError
 from rlbridge.prompts import MARK, PromptConfig
 from rlbridge.testing import make_row
+from tests.nemo_rl.conftest import ROOT
 
 pytestmark = pytest.mark.nemo_rl
 
@@ -297,3 +299,27 @@ def test_rows_that_no_agent_could_take_are_refused_by_line(
     path = Path(written(tmp_path / "rows.jsonl", [row]))
     with pytest.raises(ConfigError, match=words):
         list(gym_agent_rows(path))
+
+
+@pytest.mark.parametrize("name", ["own", "generic/math"])
+def test_verl_samples_from_the_same_tokens(
+    name: str, tokenizer: Any, policy_folder: Path, tmp_path: Path, prompt: str
+) -> None:
+    python = ROOT / ".venv" / "bin" / "python"
+    if subprocess.run([python, "-c", "import verl"], check=False, capture_output=True).returncode:
+        pytest.skip("no .venv with verl beside this one: make setup")
+    made = prompt if name == "own" else name
+    system = [{"role": "developer", "content": [{"type": "input_text", "text": "Dev."}]}]
+    rows = [
+        raw("What is {x} + {{y}}? é🙂\n \\boxed{}"),
+        raw("b", responses_create_params={"instructions": "Be {brief}."}),
+        raw("c", responses_create_params={"instructions": "Be brief.", "input": system}),
+        raw("d", responses_create_params={"tools": [TOOL]}),
+    ]
+    path, answer = written(tmp_path / "rows.jsonl", rows), tmp_path / "verl.json"
+    script = Path(__file__).with_name("verl_prompts.py")
+    given = json.dumps([path, made, str(policy_folder), str(answer)])
+    subprocess.run([python, script], input=given, text=True, check=True, cwd=ROOT, timeout=300)
+    train, _ = set_up(tokenizer, train={"data_path": path, "prompt": made})
+    ours = [train[index]["message_log"][0]["token_ids"].tolist() for index in range(len(rows))]
+    assert ours == json.loads(answer.read_text())
