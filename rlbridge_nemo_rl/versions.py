@@ -15,20 +15,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from rlbridge.errors import ConfigError, PluginError
 
-KNOWN = "0.6, 0.7 and the development head of August 2026"
+KNOWN = "NeMo-RL 0.6, 0.7 and the development head of August 2026"
+_CLONE = "run inside a clone of https://github.com/NVIDIA-NeMo/RL (see docs/nemo_rl.md)"
+_GRPO = "nemo_rl.algorithms.grpo"
 _ROLLOUTS = ("run_multi_turn_rollout", "run_async_multi_turn_rollout")
-# Of the Gym path: up to 0.7, and in the head, where the first one streams and another waits for it.
+# Of Gym's agents: up to 0.7, and in the head, where the first one streams and this waits for it.
 _GYM_ROLLOUTS = ("run_async_nemo_gym_rollout", "run_nemo_gym_rollout_sync")
+_UNMASKED = "a missing reward could not be kept out of the loss and of baselines"
 _ESTIMATOR = "_create_advantage_estimator"
-# What rlbridge can't do without, and why.
-_NEEDED = (
-    ("nemo_rl.data.utils", "setup_response_data", "a config can't name our dataset"),
-    ("nemo_rl.algorithms.grpo", _ESTIMATOR, "a missing reward can't be kept out of baselines"),
-    *(
-        ("nemo_rl.algorithms.grpo", name, "a missing reward can't be kept out of the loss")
-        for name in _ROLLOUTS
-    ),
-)
 
 
 class Parts(NamedTuple):
@@ -66,9 +60,9 @@ def parts(made: tuple[Any, ...]) -> Parts:
     if len(made) == 10:
         policy, generation, _, *rest = made
         return Parts._make((policy, generation, *rest, None, {}))
-    raise PluginError(
-        f"this NeMo-RL's grpo.setup returns {len(made)} values; rlbridge knows 0.6 (10) and 0.7 "
-        "(13): use one of those, or keep your launcher and call rlbridge_nemo_rl.register()"
+    raise _unknown(
+        f"returns {len(made)} values from {_GRPO}.setup, not 10 (0.6) or 13; keep your own "
+        "launcher and call rlbridge_nemo_rl.register()"
     )
 
 
@@ -94,44 +88,63 @@ def value(section_: Any, name: str, default: Any = None) -> Any:
 
 
 def check() -> None:
-    """See that this NeMo-RL has what rlbridge needs of it.
+    """See that this NeMo-RL has what rlbridge needs of it, where it needs it.
+
+    A function that its training loop doesn't call would be replaced in vain, and a missing reward
+    trained on.
 
     Raises:
         PluginError: it hasn't; says what can be done.
     """
+    if importlib.util.find_spec("nemo_rl") is None:
+        raise PluginError(f"nemo_rl isn't importable here; {_CLONE}")
     if importlib.util.find_spec("nemo_rl.algorithms") is None:
         raise PluginError(
-            f"the nemo_rl at {checkout() / 'nemo_rl'} is PyPI's empty placeholder, not NeMo-RL: "
-            "uninstall nemo-rl, and run inside a clone of https://github.com/NVIDIA-NeMo/RL"
+            f"the nemo_rl at {checkout() / 'nemo_rl'} is not NeMo-RL but PyPI's empty placeholder: "
+            f"uninstall nemo-rl, and {_CLONE}"
         )
-    for module, name, why in _NEEDED:
-        if _attribute(module, name) is None:
-            raise PluginError(
-                f"NeMo-RL {_version()} at {checkout()} has no {module}.{name}, without which "
-                f"{why}; rlbridge works with {KNOWN}: `git checkout v0.7.0` there"
-            )
+    data = "nemo_rl.data.utils"
+    if importlib.util.find_spec(data) is None or not _has(data, "setup_response_data"):
+        raise _unknown(f"has no {data}.setup_response_data: a config can't name our dataset there")
+    for name in (*rollouts(), _ESTIMATOR):
+        if not _called(name):
+            raise _unknown(f"has no {_GRPO}.{name} that grpo_train calls: {_UNMASKED}")
+    gym_rollout()
 
 
-def _attribute(module: str, name: str) -> Any:
-    """A module's attribute; None where either is missing."""
-    if importlib.util.find_spec(module) is None:
-        return None
-    return getattr(importlib.import_module(module), name, None)
+def _has(module: str, name: str) -> bool:
+    return hasattr(importlib.import_module(module), name)
 
 
-def _version() -> str:
-    return str(getattr(importlib.import_module("nemo_rl"), "__version__", "of unknown version"))
+def _called(name: str) -> bool:
+    """Whether NeMo-RL's GRPO loop calls a function of its module by this name."""
+    loop = getattr(importlib.import_module(_GRPO), "grpo_train", None)
+    return _has(_GRPO, name) and name in inspect.unwrap(loop).__code__.co_names
 
 
-def rollouts() -> list[str]:
+def _unknown(what: str) -> PluginError:
+    version = getattr(importlib.import_module("nemo_rl"), "__version__", "of unknown version")
+    return PluginError(
+        f"NeMo-RL {version} at {checkout()} {what}; rlbridge works with {KNOWN}: "
+        "try `git checkout v0.7.0` there, or another rlbridge"
+    )
+
+
+def rollouts() -> tuple[str, ...]:
     """Functions of `nemo_rl.algorithms.grpo` that NeMo-RL's own rollouts pass through."""
-    return list(_ROLLOUTS)
+    return _ROLLOUTS
 
 
 def gym_rollout() -> str:
-    """The function of `nemo_rl.algorithms.grpo` that rollouts of Gym's agents pass through."""
-    grpo = importlib.import_module("nemo_rl.algorithms.grpo")
-    return next(name for name in reversed(_GYM_ROLLOUTS) if hasattr(grpo, name))
+    """The function of `nemo_rl.algorithms.grpo` that rollouts of Gym's agents pass through.
+
+    Raises:
+        PluginError: there is none.
+    """
+    for name in _GYM_ROLLOUTS:
+        if _called(name):
+            return name
+    raise _unknown(f"has no {_GRPO}.{_GYM_ROLLOUTS[0]} that grpo_train calls: {_UNMASKED}")
 
 
 def gym_actor_modules() -> list[Any]:

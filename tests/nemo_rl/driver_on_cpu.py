@@ -19,18 +19,25 @@ from tests.nemo_rl.policies import LearningPolicy
 def setup(
     config: Any, tokenizer: Any, dataset: Any, val_dataset: Any, policy: Any = None
 ) -> tuple[Any, ...]:
-    """The 13 values of v0.7's `setup`, resumed from the last checkpoint if there is one.
+    """What this NeMo-RL's `setup` makes, resumed from the last checkpoint if there is one.
 
     Args:
         policy: a trained one; None makes one that has learnt to say a digit.
     """
-    from nemo_rl.algorithms.grpo import _default_grpo_save_state
+    from nemo_rl.algorithms import grpo
     from nemo_rl.algorithms.loss import ClippedPGLossFn
     from nemo_rl.data.collate_fn import rl_collate_fn
     from nemo_rl.utils.checkpoint import CheckpointManager
     from nemo_rl.utils.logger import Logger
     from torchdata.stateful_dataloader import StatefulDataLoader
 
+    from rlbridge_nemo_rl import versions
+
+    ours, grpo_config, data = (
+        versions.section(config, key) for key in ("rlbridge", "grpo", "data")
+    )
+    checkpoints, logging = (versions.section(config, key) for key in ("checkpointing", "logger"))
+    loss_fn = ClippedPGLossFn(versions.section(config, "loss_fn"))
     if policy is None:
         policy = warm(LearningPolicy(tokenizer), dataset)
     before = policy.model.lm_head.weight.detach().clone()
@@ -39,16 +46,16 @@ def setup(
         """Write what was trained on at the end of the run, beside the run's other files."""
         moved = float((policy.model.lm_head.weight.detach() - before).abs().max())
         steps = [{k: v.tolist() for k, v in step.items()} for step in policy.trained]
-        path = Path(config.rlbridge["run_dir"]) / "trained.json"
+        path = Path(ours["run_dir"]) / "trained.json"
         path.write_text(json.dumps({"moved": moved, "steps": steps}))
 
     atexit.register(note)
-    checkpointer = CheckpointManager(config.checkpointing)
+    checkpointer = CheckpointManager(checkpoints)
     newest = checkpointer.get_latest_checkpoint_path()
     loader = StatefulDataLoader(
         dataset,
-        batch_size=config.grpo["num_prompts_per_step"],
-        shuffle=config.data["shuffle"],
+        batch_size=versions.value(grpo_config, "num_prompts_per_step"),
+        shuffle=data["shuffle"],
         collate_fn=rl_collate_fn,
         drop_last=True,
     )
@@ -56,13 +63,26 @@ def setup(
         policy.load_checkpoint(Path(newest, "policy", "weights"))
         loader.load_state_dict(torch.load(Path(newest, "train_dataloader.pt")))
     val_loader = val_dataset and StatefulDataLoader(
-        val_dataset, batch_size=config.grpo["val_batch_size"], collate_fn=rl_collate_fn
+        val_dataset,
+        batch_size=versions.value(grpo_config, "val_batch_size"),
+        collate_fn=rl_collate_fn,
     )
-    return (
-        policy, policy, None, None, loader, val_loader, ClippedPGLossFn(config.loss_fn),
-        Logger(config.logger), checkpointer,
-        checkpointer.load_training_info(newest) or _default_grpo_save_state(), config, {}, {},
+    rest = (
+        loader, val_loader, loss_fn, Logger(logging), checkpointer,
+        save_state(checkpointer.load_training_info(newest)), config,
     )  # fmt: skip
+    if not versions.known(grpo.async_grpo_train, {"teacher_worker_groups": {}}):  # v0.6
+        return (policy, policy, None, *rest)
+    return (policy, policy, None, None, *rest, {}, {})
+
+
+def save_state(loaded: Any) -> Any:
+    """Where training stands, in this NeMo-RL's form."""
+    from nemo_rl.algorithms import grpo
+
+    if hasattr(grpo, "_get_grpo_save_state"):
+        return grpo._get_grpo_save_state(loaded)
+    return loaded or grpo._default_grpo_save_state()
 
 
 def warm(policy: LearningPolicy, dataset: Any) -> LearningPolicy:
