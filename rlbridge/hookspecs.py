@@ -75,6 +75,19 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Export:
+    """How a checkpoint becomes a model in Hugging Face's format.
+
+    Attributes:
+        command: of the framework's converter.
+        beside: files that it doesn't write, to be copied into the model's folder.
+    """
+
+    command: list[str]
+    beside: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Framework:
     """An RL framework that a plugin connects.
 
@@ -84,8 +97,8 @@ class Framework:
         requires: import names that must be found for `load` to work.
         install: the command that installs what `requires` names.
         load: imports the framework's side and returns its backend.
-        exporter: from a checkpoint and a folder to make to the command that writes the policy
-            there in Hugging Face's format; None if the framework has no converter.
+        exporter: from a checkpoint and a folder to make to what writes the policy there in
+            Hugging Face's format; None if the framework has no converter.
     """
 
     name: str
@@ -93,7 +106,7 @@ class Framework:
     requires: tuple[str, ...]
     install: str
     load: Callable[[], Backend]
-    exporter: Callable[[Path, Path], list[str]] | None = None
+    exporter: Callable[[Path, Path], Export] | None = None
 
 
 class Hooks:

@@ -16,7 +16,7 @@ import pluggy
 from rlbridge.config import nearest
 from rlbridge.errors import ConfigError, FrameworkMissingError, PluginError
 from rlbridge.evaluators.evaluator import Evaluator, EvaluatorSpec
-from rlbridge.hookspecs import PROJECT, Backend, Framework, Hooks
+from rlbridge.hookspecs import PROJECT, Backend, Export, Framework, Hooks
 
 Kind = Literal["framework", "evaluator", "plugin"]
 
@@ -151,7 +151,7 @@ class Plugins:
         """
         return self._installed(name).load()
 
-    def exporter(self, name: str) -> Callable[[Path, Path], list[str]]:
+    def exporter(self, name: str) -> Callable[[Path, Path], Export]:
         """What turns checkpoints of the framework `name` into Hugging Face's format.
 
         Raises:

@@ -42,6 +42,8 @@ def compose(algorithm: str, keys: Mapping[str, Any], native: Mapping[str, Any]) 
             base.pop(section, None)
     merged = OmegaConf.merge(base, _nested(keys), _nested(flatten(own)))
     _complete_async(merged)
+    if "checkpointing.model_save_format" not in flatten(own):
+        _complete_checkpoints(merged)
     try:
         plain: Any = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -78,6 +80,16 @@ def _complete_async(merged: Any) -> None:
     if OmegaConf.select(merged, "grpo.async_grpo.enabled"):
         OmegaConf.update(merged, "policy.generation.vllm_cfg.async_engine", True, force_add=True)
         OmegaConf.update(merged, "loss_fn.use_importance_sampling_correction", True, force_add=True)
+
+
+def _complete_checkpoints(merged: Any) -> None:
+    """NeMo-RL's converter reads torch's format; Automodel's workers write shards of another.
+
+    Its other workers have one format, and refuse to be told any.
+    """
+    automodel = all(OmegaConf.select(merged, f"policy.dtensor_cfg.{k}") for k in ("enabled", "_v2"))
+    form = "torch_save" if automodel else None
+    OmegaConf.update(merged, "checkpointing.model_save_format", form, force_add=True)
 
 
 def _check_async(plain: Mapping[str, Any]) -> None:

@@ -1,18 +1,27 @@
 """The NeMo-RL plugin's entry point. Imports without nemo_rl."""
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlbridge.hookspecs import Framework, hookimpl
+from rlbridge.hookspecs import Export, Framework, hookimpl
 
 if TYPE_CHECKING:
     from rlbridge_nemo_rl.backend import NemoRLBackend
 
-# The name on PyPI is an empty placeholder: NeMo-RL is used from a clone, by uv.
 INSTALL = (
     "git clone --recursive https://github.com/NVIDIA-NeMo/RL && cd RL && "
-    "uv run --with rlbridge rlbridge run --framework nemo_rl ...  # see docs/nemo_rl.md"
+    "uv run --with rlbridge rlbridge run --framework nemo_rl ...  "
+    "# pip's nemo-rl is an empty placeholder; see docs/nemo_rl.md"
 )
+
+
+def _requires() -> tuple[str, ...]:
+    """What must be importable: NeMo-RL, and not the placeholder of its name on PyPI."""
+    found = importlib.util.find_spec("nemo_rl")
+    places = (found.submodule_search_locations or ()) if found else ()
+    placeholder = found and not any(Path(place, "algorithms").is_dir() for place in places)
+    return ("nemo_rl.algorithms",) if placeholder else ("nemo_rl",)
 
 
 def _load() -> "NemoRLBackend":
@@ -21,10 +30,10 @@ def _load() -> "NemoRLBackend":
     return NemoRLBackend()
 
 
-def _export(checkpoint: Path, output: Path) -> list[str]:
-    from rlbridge_nemo_rl.export import export_command
+def _export(checkpoint: Path, output: Path) -> Export:
+    from rlbridge_nemo_rl.export import export_of
 
-    return export_command(checkpoint, output)
+    return export_of(checkpoint, output)
 
 
 @hookimpl
@@ -33,8 +42,8 @@ def rlbridge_frameworks() -> list[Framework]:
     return [
         Framework(
             name="nemo_rl",
-            summary="NeMo-RL 0.6 and 0.7, from inside a checkout: GRPO sync and async, SFT, DPO",
-            requires=("nemo_rl",),
+            summary="NeMo-RL 0.6, 0.7 and its head, inside a clone: GRPO sync and async, SFT, DPO",
+            requires=_requires(),
             install=INSTALL,
             load=_load,
             exporter=_export,

@@ -92,6 +92,15 @@ def test_another_base_may_be_named(tmp_path: Path) -> None:
     assert "math" not in native["env"]
 
 
+def test_checkpoints_are_saved_in_the_format_that_nemo_rl_converts(tmp_path: Path) -> None:
+    assert compiled(tmp_path).config["checkpointing"]["model_save_format"] == "torch_save"
+    # Its first DTensor worker has one format, and refuses to be told.
+    first = compiled(tmp_path, nemo_rl={"policy.dtensor_cfg._v2": False}).config
+    assert first["checkpointing"]["model_save_format"] is None
+    own = compiled(tmp_path, nemo_rl={"checkpointing.model_save_format": "safetensors"}).config
+    assert own["checkpointing"]["model_save_format"] == "safetensors"
+
+
 def test_a_dry_run_prints_what_runs_by_hand(tmp_path: Path) -> None:
     native = compiled(tmp_path, trainer={"nodes": 2, "gpus_per_node": 4})
     lines = native.by_hand.splitlines()

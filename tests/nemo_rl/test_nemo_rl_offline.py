@@ -1,6 +1,12 @@
 """The real `sft_train` and `dpo_train`, through our driver, on what `rlbridge transform` makes."""
 
+import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +14,7 @@ import pytest
 import yaml
 
 from rlbridge.run_config import RunConfig
+from tests.nemo_rl.conftest import ROOT
 from tests.nemo_rl.offline_rollouts import (
     read_lines,
     save_policy,
@@ -187,3 +194,87 @@ def test_rows_that_are_too_long_are_refused_before_the_workers_start(
     error = capsys.readouterr().err
     assert "1 of 2 rows can't be trained on" in error
     assert f"{rows}:2: " in error
+
+
+def launched(*arguments: str) -> subprocess.Popen[str]:
+    """`rlbridge run` or `rlbridge export`, whose driver trains on a CPU."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.nemo_rl.offline_on_cpu", "rlbridge", *arguments],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_a_stopped_run_goes_on_and_its_checkpoint_becomes_a_model_for_others(
+    tmp_path: Path, policy: Path, its_tokenizer: Any, name: str
+) -> None:
+    rollouts = single_answers(tmp_path / "rollouts.jsonl")
+    rows = transformed(rollouts, tmp_path / "rows.jsonl", name)
+    (policy / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "policy": {"path": str(policy)},
+                "data": {"train": str(rows), "validation": str(rows), "max_prompt_tokens": 64},
+                "algorithm": {"name": name, "learning_rate": 1e-3}
+                | ({"kl_coef": 0.1} if name == "dpo" else {}),
+                "rollout": {"prompts_per_step": 8, "max_response_tokens": 64},
+                "trainer": {"steps": 100_000, "save_every": 1, "validate_every": 1},
+                "nemo_rl": {"logger.monitor_gpus": False, "checkpointing.keep_top_k": 2},
+            }
+        )
+    )
+    run = tmp_path / "run"
+    command = ["run", "-f", "nemo_rl", "-c", str(config), f"trainer.output_dir={run}"]
+    process = launched(*command)
+    deadline = time.monotonic() + 240
+    while not list(run.glob("checkpoints/step_[3-9]")) and process.poll() is None:
+        assert time.monotonic() < deadline, "no third checkpoint"
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "stopped on request" in said
+    assert re.search(r"step +1/100000  loss \d\.\d+  val loss \d\.\d+ .*tokens/s \d+", said)
+
+    saved = max(int(path.name[5:]) for path in (run / "checkpoints").glob("step_*"))
+    process = launched(*command, "--resume", f"trainer.steps={saved + 2}")
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert re.search(r"loss \d\.\d+ \(first 3 steps\) → \d\.\d+ \(last 3\); validation loss", said)
+    steps = read_lines(run / "metrics.jsonl")
+    assert [step["step"] for step in steps] == [saved + 1, saved + 2]
+    # It goes on from what the stopped run had learned, and not from the first policy.
+    (before,) = (run / "earlier").glob("*/metrics.jsonl")
+    assert steps[0]["loss"] < read_lines(before)[0]["loss"]
+    assert (run / "loss.png").stat().st_size > 0
+    assert json.loads((run / "summary.json").read_text())["val_loss_last"] == steps[-1]["val_loss"]
+
+    process = launched("export", str(run), str(tmp_path / "models" / "mine"))
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert_same_model(run / "checkpoints" / f"step_{saved + 2}", tmp_path / "models", its_tokenizer)
+
+
+def assert_same_model(step: Path, models: Path, tokenizer: Any) -> None:
+    """The folder in `models` holds the weights of a checkpoint and what goes with them."""
+    import torch
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    weights = step / "policy" / "weights"
+    dcp = weights if (weights / ".metadata").is_file() else weights / "model"
+    dcp_to_torch_save(dcp, models / "wanted.pt")
+    wanted = torch.load(models / "wanted.pt")
+    made = models / "mine"
+    found = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32).state_dict()
+    wanted = wanted.get("model", wanted)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    theirs = AutoTokenizer.from_pretrained(made)
+    assert theirs.chat_template == tokenizer.chat_template
+    assert theirs.get_vocab() == tokenizer.get_vocab()
+    assert json.loads((made / "generation_config.json").read_text()) == {"eos_token_id": [0, 2]}
+    assert [path.name for path in models.iterdir() if path.name.startswith(".")] == []
