@@ -80,7 +80,7 @@ TOKEN_IDS: Final = "token_ids"
 WEIGHT_VERSIONS: Final = "weight_versions"
 
 # What shapes the distribution a token is sampled from, in OpenAI's and vLLM's words.
-SAMPLING_PARAMS: Final = (
+SHAPING_PARAMS: Final = (
     "temperature",
     "top_p",
     "top_k",
@@ -89,6 +89,10 @@ SAMPLING_PARAMS: Final = (
     "frequency_penalty",
     "repetition_penalty",
     "logit_bias",
+)
+# These, and what ends an answer or seeds it.
+SAMPLING_PARAMS: Final = (
+    *SHAPING_PARAMS,
     "max_tokens",
     "max_completion_tokens",
     "max_output_tokens",

@@ -13,17 +13,6 @@ from rlbridge.contracts import wire
 from rlbridge.gateway.config import SamplingPolicy
 from rlbridge.gateway.errors import ApiError
 
-# What shapes the distribution: under a trainer's policy nothing of it is the client's.
-_SHAPING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "logit_bias",
-)
 _NEUTRAL: Mapping[str, object] = {
     "temperature": 1.0,
     "top_p": 1.0,
@@ -96,14 +85,15 @@ def resolve(
 
 def _named(policy: SamplingPolicy) -> dict[str, Any]:
     """What the policy sets."""
-    values = {name: getattr(policy, name, None) for name in _SHAPING}
+    values = {name: getattr(policy, name, None) for name in wire.SHAPING_PARAMS}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _trainers(asked: Mapping[str, Any], policy: SamplingPolicy, notes: list[str]) -> dict[str, Any]:
+    """Under a trainer's policy nothing of what shapes the distribution is the client's."""
     params = _named(policy)
     for name, value in asked.items():
-        if name not in _SHAPING:
+        if name not in wire.SHAPING_PARAMS:
             params[name] = value
         elif value != params.get(name, _NEUTRAL.get(name)):
             ours = params.get(name, "left at the engine's neutral value")
