@@ -29,6 +29,7 @@ def train_sft(config: Any, run: Training) -> None:
     tokenizer = tokenizer_of(config)
     data = versions.section(config, "data")
     name = data["train"]["dataset_name"]
+    versions.name_dataset(name)
     dataset, val_dataset = example.setup_data(tokenizer, data)
     if name == CONVERSATIONS:
         check_rows([dataset] if val_dataset is None else [dataset, val_dataset], run)
@@ -47,8 +48,10 @@ def train_dpo(config: Any, run: Training) -> None:
 
     tokenizer = tokenizer_of(config)
     data = versions.section(config, "data")
+    name = data["train"]["dataset_name"]
+    versions.name_dataset(name)
     dataset, val_datasets = setup_preference_data(tokenizer, data)
-    if data["train"]["dataset_name"] == PAIRS:
+    if name == PAIRS:
         for made in (dataset, *val_datasets.values()):
             _process_by_ours(made)
         check_rows([dataset, *val_datasets.values()], run)

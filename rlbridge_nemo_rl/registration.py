@@ -70,6 +70,8 @@ def register(
     ACTOR_ENVIRONMENT_REGISTRY[ENVIRONMENT_CLASS] = PY_EXECUTABLES.SYSTEM
     if PROCESSOR not in PROCESSOR_REGISTRY:
         register_processor(PROCESSOR, process_row)
+    for name in ("GymDataset", "GymAgentDataset"):
+        versions.name_dataset(f"rlbridge_nemo_rl.{name}")
     if isinstance(gateway, AgentServers):  # no Gym of its own, so no environment for it
         ACTOR_ENVIRONMENT_REGISTRY[_GYM_ACTOR] = PY_EXECUTABLES.SYSTEM
     share = InvalidShare(max_invalid_share, invalid_window_steps)

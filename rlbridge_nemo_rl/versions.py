@@ -104,7 +104,8 @@ def check() -> None:
             f"uninstall nemo-rl, and {_CLONE}"
         )
     data = "nemo_rl.data.utils"
-    if importlib.util.find_spec(data) is None or not _has(data, "setup_response_data"):
+    found = importlib.util.find_spec(data) and importlib.import_module(data)
+    if not hasattr(found, "setup_response_data"):
         raise _unknown(f"has no {data}.setup_response_data: a config can't name our dataset there")
     for name in (*rollouts(), _ESTIMATOR):
         if not _called(name):
@@ -112,14 +113,10 @@ def check() -> None:
     gym_rollout()
 
 
-def _has(module: str, name: str) -> bool:
-    return hasattr(importlib.import_module(module), name)
-
-
 def _called(name: str) -> bool:
     """Whether NeMo-RL's GRPO loop calls a function of its module by this name."""
-    loop = getattr(importlib.import_module(_GRPO), "grpo_train", None)
-    return _has(_GRPO, name) and name in inspect.unwrap(loop).__code__.co_names
+    module = importlib.import_module(_GRPO)
+    return hasattr(module, name) and name in inspect.unwrap(module.grpo_train).__code__.co_names
 
 
 def _unknown(what: str) -> PluginError:
@@ -145,6 +142,18 @@ def gym_rollout() -> str:
         if _called(name):
             return name
     raise _unknown(f"has no {_GRPO}.{_GYM_ROLLOUTS[0]} that grpo_train calls: {_UNMASKED}")
+
+
+def name_dataset(dotted: str) -> None:
+    """Let a config name a dataset class by its dotted path, as 0.7 and the head do by themselves.
+
+    In 0.6 a name is looked for in a registry and nowhere else.
+    """
+    home, _, name = dotted.rpartition(".")
+    for kind in ("response", "preference"):
+        module = importlib.import_module(f"nemo_rl.data.datasets.{kind}_datasets")
+        if home and not hasattr(module, "resolve_external_dataset_class"):
+            module.DATASET_REGISTRY[dotted] = getattr(importlib.import_module(home), name)
 
 
 def gym_actor_modules() -> list[Any]:
