@@ -19,16 +19,16 @@ class Epochs:
         self._loader = loader
 
     def __iter__(self) -> Iterator[Any]:
-        while True:
-            empty = True
+        barren = 0
+        while barren < 2:  # a loader that was resumed at an epoch's end has one empty pass
+            barren += 1
             for batch in self._loader:
-                empty = False
+                barren = 0
                 yield batch
-            if empty:
-                raise ValueError(
-                    "the training data have fewer rows than rollout.prompts_per_step, so there is "
-                    "no whole batch"
-                )
+        raise ValueError(
+            "the training data have fewer rows than rollout.prompts_per_step, so there is no "
+            "whole batch"
+        )
 
     def __len__(self) -> int:
         """Batches of one epoch."""

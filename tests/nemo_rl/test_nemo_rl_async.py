@@ -1,8 +1,10 @@
 """The real `async_grpo_train`, its collector and its replay buffer, through our driver."""
 
+import contextlib
 import json
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from tests.nemo_rl.test_nemo_rl_training import SMALL, steps_of, train
 
 pytestmark = [pytest.mark.nemo_rl, pytest.mark.usefixtures("cluster")]
 
+ACTORS = ("AsyncTrajectoryCollector", "ReplayBuffer", "GymEnvironment", "Sampler")
 DRIVER = "async_driver_on_cpu"
 ASYNC = SMALL | {
     "grpo.async_grpo.enabled": True,
@@ -45,6 +48,31 @@ def alive(*names: str) -> list[str]:
     return [title for title in titles if any(name in title for name in names)]
 
 
+@contextlib.contextmanager
+def killing_the_environment(folder: Path, rewards: int) -> Iterator[list[int]]:
+    """Kills the environment's process once so many rewards are recorded; gives its ID."""
+    import psutil
+
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        while len(ledger_of(folder)) < rewards and not over.wait(0.05):
+            pass
+        for child in psutil.Process().children(recursive=True):
+            if any("GymEnvironment" in word for word in child.cmdline()):
+                child.kill()
+                killed.append(child.pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
 def test_async_grpo_trains_on_whatever_rewards_there_are(
     tmp_path: Path, policy_folder: Path, gym: Callable[..., Any]
 ) -> None:
@@ -57,15 +85,17 @@ def test_async_grpo_trains_on_whatever_rewards_there_are(
     rows = [make_row(f"question {n}") for n in range(7)] + [make_row(f"question 7 {FAILS}")]
     (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
     steps = 4  # of 4 prompts: 8 rows are two epochs
-    done = train(
-        tmp_path, policy_folder, rows, server.url, driver=DRIVER, nemo_rl=ASYNC,
-        data={
-            "train": str(tmp_path / "rows.jsonl"), "max_prompt_tokens": 64,
-            "validation": str(tmp_path / "val.jsonl"),
-        },
-        trainer={"steps": steps, "output_dir": str(tmp_path / "run"), "validate_every": 2},
-    )  # fmt: skip
+    with killing_the_environment(tmp_path, rewards=20) as killed:
+        done = train(
+            tmp_path, policy_folder, rows, server.url, driver=DRIVER, nemo_rl=ASYNC,
+            data={
+                "train": str(tmp_path / "rows.jsonl"), "max_prompt_tokens": 64,
+                "validation": str(tmp_path / "val.jsonl"),
+            },
+            trainer={"steps": steps, "output_dir": str(tmp_path / "run"), "validate_every": 2},
+        )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:]
+    assert killed
     trained = json.loads((tmp_path / "run" / "trained.json").read_text())
     assert trained["moved"] > 0
     assert [step.step for step in steps_of(tmp_path)] == [1, 2, 3, 4]
@@ -102,23 +132,7 @@ def test_async_grpo_trains_on_whatever_rewards_there_are(
         assert ("validation/accuracy" in step.native) == (step.step in (2, 4))
         assert step.native["train/avg_trajectory_age"] <= 1
         assert step.native["train/mean_total_reward"] >= 0
-    assert not alive("AsyncTrajectoryCollector", "ReplayBuffer", "GymEnvironment", "Sampler")
-
-
-def test_too_few_rewards_stop_async_grpo_though_its_loop_swallows_errors(
-    tmp_path: Path, policy_folder: Path, gym: Callable[..., Any]
-) -> None:
-    server = gym(rewards={"reward": None})
-    rows = [make_row(f"question {n}") for n in range(8)]
-    done = train(
-        tmp_path, policy_folder, rows, server.url, driver=DRIVER, nemo_rl=ASYNC,
-        trainer={"steps": 9, "output_dir": str(tmp_path / "run"), "invalid_window_steps": 1},
-    )  # fmt: skip
-    assert done.returncode == 3, done.stdout[-5000:]
-    assert "16 of the last 16 rewards are invalid" in done.stdout
-    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").open()]
-    assert [event["event"] for event in events][-3:] == ["ending", "stopped", "ending"]
-    assert not alive("AsyncTrajectoryCollector", "ReplayBuffer", "GymEnvironment", "Sampler")
+    assert not alive(*ACTORS)
 
 
 @pytest.mark.usefixtures("registered")
@@ -162,21 +176,34 @@ def test_async_masks_baselines_and_deviations_are_those_of_sync(
     assert torch.equal(out["total_reward"], synchronous["total_reward"])
 
 
-def test_a_resumed_async_run_goes_on_counting_where_it_stopped(
+def test_a_resumed_async_run_counts_on_and_stops_when_too_few_rewards_come(
     tmp_path: Path, policy_folder: Path, gym: Callable[..., Any]
 ) -> None:
     server = gym(rewards=lambda body: float("2" in said(body)))
     rows = [make_row(f"question {n}") for n in range(8)]
-    for steps in (1, 3):
-        done = train(
+
+    def run(steps: int) -> Any:
+        return train(
             tmp_path, policy_folder, rows, server.url, driver=DRIVER, nemo_rl=ASYNC,
-            trainer={"steps": steps, "output_dir": str(tmp_path / "run"), "save_every": 1},
+            trainer={
+                "steps": steps, "output_dir": str(tmp_path / "run"), "save_every": 1,
+                "invalid_window_steps": 1,
+            },
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-5000:]
-        assert [step.step for step in steps_of(tmp_path)] == list(range(1, steps + 1))
-    second = max(
-        (tmp_path / "run" / "rewards").glob("*.jsonl"), key=lambda path: path.stat().st_ctime
-    )
-    lines = [json.loads(line) for line in second.read_text().splitlines()]
-    assert min(line["step"] for line in lines) == 2
-    assert "Restoring replay buffer from checkpoint" in done.stdout
+
+    first = run(1)
+    assert first.returncode == 0, first.stdout[-5000:]
+    earlier = len(ledger_of(tmp_path))
+    server.behaviour.rewards = {"reward": None}
+    second = run(9)
+    # NeMo-RL's loop prints the error and returns as if all were well.
+    assert second.returncode == 3, second.stdout[-5000:]
+    assert "16 of the last 16 rewards are invalid" in second.stdout
+    assert "Restoring replay buffer from checkpoint" in second.stdout
+    done = [step.step for step in steps_of(tmp_path)]
+    assert done == list(range(1, len(done) + 1))
+    assert min(line["step"] for line in ledger_of(tmp_path) if not line["valid"]) == 2
+    assert len(ledger_of(tmp_path)) > earlier
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").open()]
+    assert [event["event"] for event in events][-3:] == ["ending", "stopped", "ending"]
+    assert not alive(*ACTORS)

@@ -5,9 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,18 @@ import yaml
 
 from rlbridge.testing import FaultKind, Faults, make_row
 from tests.nemo_rl.conftest import ROOT
-from tests.nemo_rl.test_nemo_rl_async import ASYNC, DRIVER, alive, ledger_of
+from tests.nemo_rl.test_nemo_rl_async import (
+    ACTORS,
+    ASYNC,
+    DRIVER,
+    alive,
+    killing_the_environment,
+    ledger_of,
+)
 from tests.nemo_rl.test_nemo_rl_training import SMALL, config_of, steps_of, train
 
 pytestmark = [pytest.mark.nemo_rl, pytest.mark.usefixtures("cluster")]
 
-ACTORS = ("AsyncTrajectoryCollector", "ReplayBuffer", "GymEnvironment", "Sampler")
 # The same engine in the loop that isn't async: NeMo-RL's async rollouts, colocated.
 SYNC = SMALL | {"policy.generation.vllm_cfg.async_engine": True}
 PATIENT = {"verify_timeout_s": 3000.0, "total_timeout_s": 9000.0, "queue_timeout_s": 9000.0}
@@ -35,6 +39,7 @@ def run_until_stalled(
     done = train(
         folder, policy, rows, url, driver=DRIVER, nemo_rl=native,
         gym={"url": url, **PATIENT},
+        data={"train": str(folder / "rows.jsonl"), "max_prompt_tokens": 64, "shuffle": False},
         trainer={"steps": 3, "output_dir": str(folder / "run"), "stall_timeout_s": timeout_s},
     )  # fmt: skip
     assert done.returncode == 3, done.stdout[-5000:]
@@ -47,14 +52,12 @@ def run_until_stalled(
     assert not alive(*ACTORS)
 
 
-@pytest.mark.parametrize("native", [SYNC, ASYNC], ids=["sync", "async"])
 def test_a_gym_that_hangs_ends_the_run(
-    native: dict[str, Any], tmp_path: Path, policy_folder: Path, gym: Callable[..., Any]
+    tmp_path: Path, policy_folder: Path, gym: Callable[..., Any]
 ) -> None:
-    slow = Faults(rate=1.0, kinds=[FaultKind.SLOW])
-    server = gym(faults=slow)
+    server = gym(faults=Faults(rate=1.0, kinds=[FaultKind.SLOW]))
     rows = [make_row(f"question {n}") for n in range(8)]
-    run_until_stalled(tmp_path, policy_folder, rows, server.url, native)
+    run_until_stalled(tmp_path, policy_folder, rows, server.url, SYNC)
     assert server.behaviour.verifies
 
 
@@ -65,50 +68,36 @@ def test_a_generation_that_never_returns_ends_the_run(
     from tests.nemo_rl.sampler_policy import HANGS
 
     server = gym()
+    # In the second batch: async GRPO trains on the first and waits where it wants to refit.
     rows = [make_row(f"question {n} {HANGS if n == 7 else ''}") for n in range(8)]
     run_until_stalled(tmp_path, policy_folder, rows, server.url, native)
+    assert server.behaviour.verifies
 
 
-@pytest.mark.parametrize("native", [SMALL, ASYNC], ids=["sync", "async"])
 def test_an_environment_killed_in_the_middle_of_a_step_is_survived_and_judges_nothing_twice(
-    native: dict[str, Any], tmp_path: Path, policy_folder: Path, gym: Callable[..., Any]
+    tmp_path: Path, policy_folder: Path, gym: Callable[..., Any]
 ) -> None:
-    import psutil
-
     # One at a time, and not fast: a step takes seconds, and some of its rewards are there.
     def reward(_: dict[str, Any]) -> float:
         time.sleep(0.1)
         return 1.0
 
     server = gym(rewards=reward)
-    killed: list[int] = []
-
-    def kill() -> None:
-        while len(ledger_of(tmp_path)) < 20:
-            time.sleep(0.05)
-        me = psutil.Process()
-        for child in me.children(recursive=True):
-            if any("GymEnvironment" in word for word in child.cmdline()):
-                child.kill()
-                killed.append(child.pid)
-
-    threading.Thread(target=kill, daemon=True).start()
     rows = [make_row(f"question {n}") for n in range(16)]
-    done = train(
-        tmp_path, policy_folder, rows, server.url,
-        driver=DRIVER if native is ASYNC else "driver_on_cpu", nemo_rl=native,
-        gym={"url": server.url, "max_concurrency": 2, "deterministic": False},
-    )  # fmt: skip
+    with killing_the_environment(tmp_path, rewards=20) as killed:
+        done = train(
+            tmp_path, policy_folder, rows, server.url,
+            gym={"url": server.url, "max_concurrency": 2, "deterministic": False},
+        )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:]
     assert killed
-    assert [step.step for step in steps_of(tmp_path)] == [1, 2, 3]
+    steps = steps_of(tmp_path)
+    assert [step.step for step in steps] == [1, 2, 3]
+    assert [step.native["train/gym/valid"] for step in steps] == [16] * 3
     ledger = ledger_of(tmp_path)
-    assert max(Counter(line["sample_id"] for line in ledger).values()) == 1
-    if native is SMALL:
-        assert [sum(line["step"] == n for line in ledger) for n in (1, 2, 3)] == [16] * 3
-        keys = {(line["step"], line["row"], line["sample"]) for line in ledger}
-        assert len(keys) == 48
-        assert [step.native["train/gym/valid"] for step in steps_of(tmp_path)] == [16] * 3
+    assert [sum(line["step"] == n for line in ledger) for n in (1, 2, 3)] == [16] * 3
+    assert len({line["sample_id"] for line in ledger}) == 48
+    assert len({(line["step"], line["row"], line["sample"]) for line in ledger}) == 48
 
 
 def test_ctrl_c_ends_rlbridge_run_and_leaves_nothing(
@@ -134,7 +123,7 @@ def test_ctrl_c_ends_rlbridge_run_and_leaves_nothing(
             stderr=subprocess.STDOUT,
         )
     deadline = time.monotonic() + 200
-    while not (tmp_path / "run" / "metrics.jsonl").exists() and run.poll() is None:
+    while not ledger_of(tmp_path) and run.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.5)
     run.send_signal(signal.SIGINT)

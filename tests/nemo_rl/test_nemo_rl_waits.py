@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -59,6 +59,16 @@ def test_where_no_interruption_reaches_the_process_is_given_up(
 
 def test_a_loader_starts_over() -> None:
     assert list(itertools.islice(Epochs([1, 2, 3]), 7)) == [1, 2, 3, 1, 2, 3, 1]
+
+
+def test_a_loader_resumed_at_the_end_of_an_epoch_begins_the_next() -> None:
+    class Resumed(list[int]):
+        passes = itertools.count()
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(()) if next(self.passes) == 0 else super().__iter__()
+
+    assert list(itertools.islice(Epochs(Resumed([1, 2])), 4)) == [1, 2, 1, 2]
 
 
 def test_a_loader_without_a_whole_batch_is_an_error_and_no_endless_loop() -> None:
