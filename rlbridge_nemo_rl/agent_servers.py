@@ -23,6 +23,8 @@ from rlbridge_nemo_rl.agent_rewards import LEDGER
 from rlbridge_nemo_rl.gym_calls import GATEWAY
 from rlbridge_nemo_rl.gym_gateway import GymGateway
 
+MODEL = "policy"
+"""The name by which the agents' model servers ask for the policy; the same as on verl."""
 _URLS = {"url", "urls", "headers"}
 
 
@@ -78,7 +80,9 @@ class AgentServers:
         parsed = [AgentServer.parse(server, where="agent.servers") for server in servers]
         record = (ledger or folder / "rewards").resolve()
         gateways = {
-            port: GymGateway.of(config, folder / f"gateway-{port}", ledger=record, port=port)
+            port: GymGateway.of(
+                config, folder / f"gateway-{port}", ledger=record, called=MODEL, port=port
+            )
             for port in sorted({server.gateway_port for server in parsed})
         }
         return cls(

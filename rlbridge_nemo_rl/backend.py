@@ -8,9 +8,10 @@ from typing import Any
 
 import orjson
 
+from rlbridge.errors import ConfigError
 from rlbridge.hookspecs import NativeRun, StepMetrics
 from rlbridge.run_config import RunConfig
-from rlbridge_nemo_rl import versions
+from rlbridge_nemo_rl import gym_flags, versions
 from rlbridge_nemo_rl.compose import compose
 from rlbridge_nemo_rl.keys import grpo_keys, headers_file
 from rlbridge_nemo_rl.offline_keys import offline_keys
@@ -21,7 +22,7 @@ METRICS = "nemo_rl_metrics.jsonl"
 # environment isn't one: Ray restarts it, and the run goes on.
 COMPONENTS = (
     "VllmGenerationWorker", "VllmAsyncGenerationWorker", "DTensorPolicyWorker",
-    "MegatronPolicyWorker", "AsyncTrajectoryCollector", "ReplayBuffer",
+    "MegatronPolicyWorker", "AsyncTrajectoryCollector", "ReplayBuffer", "rlbridge gateway serve",
 )  # fmt: skip
 
 
@@ -39,6 +40,8 @@ class NemoRLBackend:
         name = config.algorithm.name
         keys = (grpo_keys if name == "grpo" else offline_keys)(config, run_dir)
         native = compose(name, keys, config.nemo_rl)
+        if name == "grpo":
+            _check_gym_path(config, native)
         headers = {name: value.get_secret_value() for name, value in config.gym.headers.items()}
         yaml = run_dir.resolve() / "native.yaml"
         env = _environment(config)
@@ -54,6 +57,17 @@ class NemoRLBackend:
         )
 
 
+def _check_gym_path(config: RunConfig, native: Mapping[str, Any]) -> None:
+    """See that a run by Gym's agents has what NeMo-RL's Gym path needs, and no other takes it."""
+    if config.agent.loop == "run":
+        gym_flags.check_installed()
+        gym_flags.check(native)
+    elif native["env"].get("should_use_nemo_gym"):
+        raise ConfigError(
+            "nemo_rl.env.should_use_nemo_gym: NeMo-RL's Gym path is agent.loop=run; set that"
+        )
+
+
 def _environment(config: RunConfig) -> dict[str, str]:
     env = {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
     if config.ray.address not in (None, "auto"):
@@ -65,8 +79,14 @@ def by_hand(config: RunConfig, yaml: Path, env: Mapping[str, str]) -> str:
     """The commands that run the same in the checkout, on this machine and on Slurm."""
     root, trainer = versions.checkout(), config.trainer
     prefix = "".join(f"{name}={shlex.quote(value)} " for name, value in env.items())
-    command = f"uv run --with rlbridge python -m {DRIVER} --config {shlex.quote(str(yaml))}"
-    mounts = f"{root}:{root},{yaml.parent}:{yaml.parent}"
+    package = "'rlbridge[gateway]'" if config.agent.loop == "run" else "rlbridge"
+    command = f"uv run --with {package} python -m {DRIVER} --config {shlex.quote(str(yaml))}"
+    data = config.data
+    files = [data.train, data.validation, *(mixed.path for mixed in data.mix)]
+    # What the containers must see: the clone, the run's folder, the policy's and the rows'.
+    needed = [root, yaml.parent, config.policy.path.resolve()]
+    needed += [path.resolve().parent for path in files if path is not None]
+    mounts = ",".join(f"{path}:{path}" for path in dict.fromkeys(needed))
     slurm = (
         f"COMMAND={shlex.quote(prefix + command)} CONTAINER=$NEMO_RL_IMAGE "
         f"MOUNTS={shlex.quote(mounts)} GPUS_PER_NODE={trainer.gpus_per_node} "

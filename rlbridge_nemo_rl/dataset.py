@@ -132,10 +132,8 @@ class GymAgentDataset(RawDataset):  # type: ignore[misc,unused-ignore]
         weighted = [
             (
                 [
-                    json.dumps(row | {ORIGIN: {INDEX: next(index), SPLIT: split}})
-                    for row in gym_agent_rows(
-                        Path(str(file["data_path"])), agent, file.get("prompt")
-                    )
+                    json.dumps(row | {ORIGIN: {INDEX: next(index), WHERE: where, SPLIT: split}})
+                    for where, row in _agent_rows(file, agent)
                 ],
                 float(file.get("weight", 1.0)),
             )
@@ -192,7 +190,12 @@ def gym_agent_rows(
         ConfigError: a row has no prompt, has one already where `prompt` is to make it, or names no
             agent.
     """
-    for where, row in _rows({"data_path": path, "prompt": prompt}):
+    for _, row in _agent_rows({"data_path": path, "prompt": prompt}, agent):
+        yield row
+
+
+def _agent_rows(file: Mapping[str, Any], agent: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    for where, row in _rows(file):
         params = row.get(wire.RESPONSES_CREATE_PARAMS)
         # Any item will do: an agent may take what is no message.
         if not isinstance(params, Mapping) or not params.get("input"):
@@ -206,7 +209,7 @@ def gym_agent_rows(
                 f"{where}: $.agent_ref.name is missing, so nobody knows which agent is to roll "
                 "out; add it, or name one agent for all rows"
             )
-        yield {**row, wire.AGENT_REF: {"type": "responses_api_agents", **ref}}
+        yield where, {**row, wire.AGENT_REF: {"type": "responses_api_agents", **ref}}
 
 
 def _rows(file: Mapping[str, Any]) -> list[tuple[str, Row]]:

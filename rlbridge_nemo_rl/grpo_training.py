@@ -8,10 +8,12 @@ import os
 import sys
 from typing import Any
 
-from rlbridge_nemo_rl import versions
+from rlbridge_nemo_rl import agent_training, versions
+from rlbridge_nemo_rl.agent_servers import AgentServers
 from rlbridge_nemo_rl.async_training import LoopWatch, train_async
 from rlbridge_nemo_rl.backend import METRICS
 from rlbridge_nemo_rl.epochs import Epochs
+from rlbridge_nemo_rl.gym_gateway import GymGateway
 from rlbridge_nemo_rl.prompt_check import check_prompts
 from rlbridge_nemo_rl.record import Record
 from rlbridge_nemo_rl.stall import StallWatch
@@ -25,28 +27,45 @@ def train(config: Any, run: Training) -> None:
     Raises:
         RunError: the run stopped early; NeMo-RL's last checkpoint stays.
     """
+    tokenizer = tokenizer_of(config)
+    _configure_generation(config, tokenizer)
+    if not agent_training.by_agents(config):
+        _train(config, run, tokenizer)
+        return
+    agents = run.ours.get("agents") or {}
+    gateway = agent_training.gateway_of(config, tokenizer, agents, run.folder)
+    try:
+        gateway.start()  # a port that is taken shows now
+        _train(config, run, tokenizer, gateway)
+    finally:
+        gateway.stop()
+
+
+def _train(
+    config: Any, run: Training, tokenizer: Any, gateway: GymGateway | AgentServers | None = None
+) -> None:
+    """Train, with Gym's agents behind `gateway` if there is one, else by our environment."""
     from nemo_rl.algorithms import grpo
-    from nemo_rl.data.utils import setup_response_data
 
     from rlbridge_nemo_rl.registration import register
 
-    tokenizer = tokenizer_of(config)
-    _configure_generation(config, tokenizer)
     hosts: list[Any] = []  # environments, once there are any
     watch = _stall_watch(run, hosts)
     register(
         max_invalid_share=float(run.ours["max_invalid_share"]),
         invalid_window_steps=int(run.ours["invalid_window_steps"]),
         around_rollout=watch.rollout,
+        gateway=gateway,
     )
-    dataset, val_dataset, task_to_env, val_task_to_env = setup_response_data(
-        tokenizer, versions.section(config, "data"), versions.section(config, "env")
-    )
-    warning = check_prompts(dataset, val_dataset)
-    if warning:
-        run.warn(warning)
+    if gateway is None:
+        dataset, val_dataset, task_to_env, val_task_to_env = _data(config, run, tokenizer)
+    else:
+        one_agent = isinstance(gateway, AgentServers)
+        dataset, val_dataset = agent_training.data_of(config, tokenizer, one_agent=one_agent)
     made = versions.parts(grpo.setup(config, tokenizer, dataset, val_dataset))
     run.note("workers_ready")
+    if gateway is not None:
+        task_to_env = val_task_to_env = agent_training.environments_of(made.nemo_gym)
     hosts += [*task_to_env.values(), *(val_task_to_env or {}).values()]
     grpo_section = versions.section(config, "grpo")
     is_async = bool(versions.value(versions.value(grpo_section, "async_grpo", {}), "enabled"))
@@ -74,6 +93,19 @@ def train(config: Any, run: Training) -> None:
             train_async(config, arguments, made.extras, lambda: steps.done, overheard)
         else:
             grpo.grpo_train(*arguments)
+
+
+def _data(config: Any, run: Training, tokenizer: Any) -> Any:
+    """Datasets and environments by task, of training and of validation."""
+    from nemo_rl.data.utils import setup_response_data
+
+    made = setup_response_data(
+        tokenizer, versions.section(config, "data"), versions.section(config, "env")
+    )
+    warning = check_prompts(made[0], made[1])
+    if warning:
+        run.warn(warning)
+    return made
 
 
 def _stall_watch(run: Training, environments: list[Any]) -> StallWatch:

@@ -49,6 +49,7 @@ class GymGateway:
         top_p: likewise.
         max_tokens: most tokens of an answer, whatever an agent asks for; None for the context's.
         ledger: folder of the record of every reward; None for `rewards` in `folder`.
+        called: the name that agents call the model by; None for the engines'.
         port: on loopback; 0 for any free one.
         ready_timeout_s: how long a rollout waits for the engines' URLs, and for the gateway.
     """
@@ -63,6 +64,7 @@ class GymGateway:
         top_p: float = 1.0,
         max_tokens: int | None = None,
         ledger: Path | None = None,
+        called: str | None = None,
         port: int = 0,
         ready_timeout_s: float = 600.0,
     ) -> None:
@@ -86,6 +88,7 @@ class GymGateway:
                 **only,
             },
             "tokenizer": tokenizer,
+            "model": called,
             "sampling": {"mode": "trainer", "max_tokens": max_tokens, **only},
             "capture": {"folder": str(self.folder / "calls")},
             "port": int(self.url.rpartition(":")[2]),
@@ -98,7 +101,7 @@ class GymGateway:
         Args:
             config: the `MasterConfig`, as it is behind `setup_nemo_gym_config`.
             folder: see above.
-            **given: `ledger`, `port`, `ready_timeout_s`.
+            **given: `ledger`, `called`, `port`, `ready_timeout_s`.
 
         Raises:
             ConfigError: a flag that the Gym path needs is missing; by its name.

@@ -12,6 +12,7 @@ from rlbridge.errors import ConfigError
 from rlbridge.prompts import located
 from rlbridge.rows import read_rows
 from rlbridge.run_config import RunConfig
+from rlbridge_nemo_rl import agent_keys
 
 DATASET = "rlbridge_nemo_rl.GymDataset"
 ENVIRONMENT = "rlbridge_gym"
@@ -23,7 +24,7 @@ def grpo_keys(config: RunConfig, run_dir: Path) -> dict[str, Any]:
     """Dotted NeMo-RL keys of a GRPO run.
 
     Args:
-        config: the run; its `nemo_rl` section is not looked at.
+        config: the run; of its `nemo_rl` section only what `agent_keys` needs is looked at.
         run_dir: where the run leaves its files.
 
     Raises:
@@ -39,6 +40,7 @@ def grpo_keys(config: RunConfig, run_dir: Path) -> dict[str, Any]:
         **_trainer(config),
         **_files(config, run_dir),
         **_ours(config, run_dir),
+        **(agent_keys.agent_keys(config) if config.agent.loop == "run" else {}),
     }
 
 
@@ -65,13 +67,7 @@ def refuse(config: RunConfig) -> None:
             "truncated_importance_sampling_type yourself",
         ),
         (
-            config.agent.loop == "run",
-            "agent.loop=run: NeMo-RL starts Gym's agents by itself, from the YAML of its own Gym "
-            "path; launch that with register(gateway=...), see docs/nemo_rl.md, or use "
-            "agent.loop=tools",
-        ),
-        (
-            config.agent.workers != 1,
+            config.agent.workers != 1 and config.agent.loop != "run",
             "agent.workers: NeMo-RL's rollouts run in its own processes; remove it",
         ),
         (
@@ -97,7 +93,11 @@ def refuse(config: RunConfig) -> None:
 
 
 def _data(config: RunConfig) -> dict[str, Any]:
-    train: dict[str, Any] = {"dataset_name": DATASET, "split": "train"}
+    runs = config.agent.loop == "run"
+    dataset = {"dataset_name": agent_keys.DATASET if runs else DATASET}
+    if config.agent.servers:
+        dataset["agent"] = agent_keys.DEFAULT_AGENT
+    train: dict[str, Any] = {**dataset, "split": "train"}
     train |= _file(config.data.train, config.data.prompt)
     if config.data.mix:
         train["mix"] = [
@@ -110,13 +110,13 @@ def _data(config: RunConfig) -> dict[str, Any]:
             "validation": None
             if validation is None
             else {
-                "dataset_name": DATASET,
+                **dataset,
                 "split": "validation",
                 **_file(validation, config.data.prompt),
             },
             "default": {
-                "env_name": ENVIRONMENT,
-                "processor": ENVIRONMENT,
+                "env_name": agent_keys.ENVIRONMENT if runs else ENVIRONMENT,
+                "processor": agent_keys.PROCESSOR if runs else ENVIRONMENT,
                 "prompt_file": None,
                 "system_prompt_file": None,
             },
@@ -192,6 +192,8 @@ def max_turns(config: RunConfig) -> int:
 
 def _environment(config: RunConfig, run_dir: Path) -> dict[str, Any]:
     """The environment's own section, which takes the place of all others."""
+    if config.agent.loop == "run":
+        return {}  # an agent's /run gives the reward
     section = config.gym.model_dump(
         mode="json", exclude_defaults=True, include=set(GymConfig.model_fields) - {"headers"}
     ) | {"url": config.gym.url, "ledger": str(run_dir.resolve() / "rewards")}

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import httpx
 import rlbridge.testing
 from rlbridge.contracts import wire
 from rlbridge.testing import ByteTokenizer
+from rlbridge.testing.exchange import Exchange, LocalServer
 from rlbridge.testing.real_servers import SERVERS, nemo_gym_python
 
 USER = {"role": "user", "content": "Hi"}
@@ -88,15 +89,58 @@ class RunningAgent:
         return (one(row) for row in examples)
 
 
+class AgentServer(LocalServer):
+    """A Gym agent at `/run`, which asks the policy once, by the session it is given.
+
+    Args:
+        policy_url: base URL of what it asks, without /v1.
+        habit: from the number of the request, from 0 on: `fails`, `masked`, or anything else for a
+            reward, 1.0 where the answer has an A.
+    """
+
+    def __init__(self, policy_url: str, habit: Callable[[int], str]) -> None:
+        super().__init__()
+        self._policy_url = policy_url
+        self._habit = habit
+        self.runs: list[dict[str, Any]] = []
+
+    async def answer(self, exchange: Exchange) -> bool:
+        if (exchange.method, exchange.route) != ("POST", "/run"):
+            return await exchange.send(404, {"detail": "Not Found"})
+        row = json.loads(exchange.raw)
+        habit = self._habit(len(self.runs))
+        self.runs.append(row)
+        if habit == "fails":
+            return await exchange.send(500, b"the sandbox is gone", "text/plain")
+        params = row["responses_create_params"]
+        body = {
+            "model": "policy",
+            "messages": params["input"],
+            "max_tokens": params["max_output_tokens"],
+            "metadata": params["metadata"],
+        }
+        async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
+            reply = await http.post(f"{self._policy_url}/v1/chat/completions", json=body)
+        reply.raise_for_status()
+        message = reply.json()["choices"][0]["message"]
+        found = {
+            "responses_create_params": params,
+            "response": {"output": [_item(message)]},
+            "reward": float("A" in message["content"]),
+            "mask_sample": habit == "masked",
+        }
+        return await exchange.send(200, found)
+
+
 @contextlib.contextmanager
-def running_agent(policy_url: str, resources: str) -> Iterator[str]:
+def running_agent(policy_url: str, resources: str, model: str = "tiny") -> Iterator[str]:
     """Base URL of Gym's simple_agent with its own model server and a resources server."""
     script = Path(__file__).parents[1] / "gateway" / "gym_stack.py"
     spec = {
         "build": str(Path(rlbridge.testing.__file__).parent),
         "resources": {resources: SERVERS[resources]},
         "models": {"gateway": f"{policy_url}/v1"},
-        "model": "tiny",
+        "model": model,
     }
     command = [str(nemo_gym_python()), str(script), json.dumps(spec)]
     with subprocess.Popen(

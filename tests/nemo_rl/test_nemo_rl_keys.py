@@ -113,6 +113,70 @@ def test_each_file_has_its_prompt_and_validation_the_training_files(
     ]
 
 
+SERVER = {"url": "http://127.0.0.1:8001", "gateway_port": 8100}
+
+
+def test_agents_that_run_already_play_the_rows(rows: Path, tmp_path: Path) -> None:
+    servers = [SERVER, {**SERVER, "gateway_port": 8101}]
+    keys = grpo_keys(
+        config(
+            rows,
+            agent={"loop": "run", "servers": servers, "workers": 2},
+            gym={"run_timeout_s": 99.0, "headers": {"X-Key": "secret"}},
+            data={"validation": str(rows)},
+            trainer={"validate_every": 3},
+        ),
+        tmp_path / "run",
+    )
+    wanted = {
+        "env.should_use_nemo_gym": True,
+        "policy.generation.vllm_cfg.async_engine": True,
+        "policy.generation.vllm_cfg.expose_http_server": True,
+        "policy.generation.stop_strings": None,
+        "policy.generation.top_k": None,
+        "grpo.max_val_samples": None,
+        "grpo.val_period": 3,
+        "rlbridge.agents": {"servers": servers, "client": {"run_timeout_s": 99.0}},
+    }
+    assert {key: keys[key] for key in wanted} == wanted
+    assert "env" not in keys  # no environment of ours judges
+    for part in ("train", "validation"):
+        assert keys["data"][part]["dataset_name"] == "rlbridge_nemo_rl.GymAgentDataset"
+        assert keys["data"][part]["split"] == part
+    assert keys["data"]["default"]["env_name"] == "nemo_gym"
+    assert "secret" not in json.dumps(keys)
+
+
+def test_nemo_rl_may_start_gym_itself(rows: Path, tmp_path: Path) -> None:
+    native = {"env": {"nemo_gym": {"config_paths": ["mcqa.yaml"]}}}
+    keys = grpo_keys(config(rows, agent={"loop": "run"}, nemo_rl=native), tmp_path)
+    assert keys["rlbridge.agents"] == {}
+    assert "agent" not in keys["data"]["train"]  # rows name theirs
+
+
+@pytest.mark.parametrize(
+    ("agent", "native", "named"),
+    [
+        ({}, {}, r"agent\.servers: .*nemo_rl\.env\.nemo_gym\.config_paths"),
+        ({"servers": [SERVER]}, {"env.nemo_gym.config_paths": ["x"]}, "agent.servers and nemo_rl"),
+        ({"servers": [SERVER], "workers": 2}, {}, "agent.workers"),
+        ({"servers": [SERVER], "max_turns": 4}, {}, "agent.max_turns"),
+        ({"servers": [SERVER], "parallel_tool_calls": True}, {}, "agent.parallel_tool_calls"),
+        ({"servers": [SERVER]}, {"grpo.async_grpo.enabled": True}, "nemo_rl.grpo.async_grpo"),
+        (
+            {},
+            {"env.nemo_gym": {"config_paths": ["x"], "is_trajectory_collection": True}},
+            "nemo_rl.env.nemo_gym.is_trajectory_collection",
+        ),
+    ],
+)
+def test_what_gyms_agents_decide_themselves_is_refused_by_name(
+    rows: Path, tmp_path: Path, agent: dict[str, Any], native: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{named}"):
+        grpo_keys(config(rows, agent={"loop": "run", **agent}, nemo_rl=native), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value", "named"),
     [

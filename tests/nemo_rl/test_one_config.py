@@ -70,7 +70,7 @@ PLACES: dict[str, dict[str, Any]] = {
 }
 REFUSED = {
     "verl": ("algorithm.name=sft", "algorithm.name"),
-    "nemo_rl": ("agent.loop=run", "agent.loop"),
+    "nemo_rl": ("algorithm.entropy_coef=0.1", "algorithm.entropy_coef"),
 }
 FRAMEWORKS = [
     pytest.param("verl", marks=pytest.mark.verl),
@@ -78,11 +78,34 @@ FRAMEWORKS = [
 ]
 
 
-def dry_run(framework: str, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+# The same agents on both: Gym's own, which run already.
+SERVERS = [{"url": "http://127.0.0.1:8001", "gateway_port": 8100}]
+RUN_LOOP = RUN | {"agent": {"loop": "run", "servers": SERVERS}}
+RUN_PLACES: dict[str, dict[str, Any]] = {
+    "verl": {
+        f"{_VERL_ROLLOUT}.agent.default_agent_loop": "nemo_gym_run",
+        "reward.nemo_gym.agents": SERVERS,
+        "data.max_response_length": 50,
+    },
+    "nemo_rl": {
+        "env.should_use_nemo_gym": True,
+        "rlbridge.agents.servers": SERVERS,
+        f"{_VLLM}.vllm_cfg.async_engine": True,
+        f"{_VLLM}.vllm_cfg.expose_http_server": True,
+        f"{_VLLM}.stop_strings": None,
+        "grpo.max_val_samples": None,
+        f"{_VLLM}.max_new_tokens": 50,
+    },
+}
+
+
+def dry_run(
+    framework: str, folder: Path, *overrides: str, run: Any = RUN
+) -> subprocess.CompletedProcess[str]:
     if importlib.util.find_spec(framework) is None:
         pytest.skip(f"{framework} isn't importable here")
     path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(RUN))
+    path.write_text(yaml.safe_dump(run))
     command = [sys.executable, "-m", "rlbridge", "run", "--framework", framework]
     return subprocess.run(
         [*command, "--config", str(path), "--dry-run", *overrides],
@@ -93,14 +116,19 @@ def dry_run(framework: str, folder: Path, *overrides: str) -> subprocess.Complet
     )
 
 
+@pytest.mark.parametrize(
+    ("run", "places"), [(RUN, PLACES), (RUN_LOOP, RUN_PLACES)], ids=["tools", "run"]
+)
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_every_key_of_one_config_arrives(framework: str, tmp_path: Path) -> None:
-    done = dry_run(framework, tmp_path)
+def test_every_key_of_one_config_arrives(
+    framework: str, run: Any, places: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    done = dry_run(framework, tmp_path, run=run)
     assert done.returncode == 0, done.stderr
     native = yaml.safe_load(done.stdout.partition("\n# The same by hand")[0])
-    places = PLACES[framework]
-    found = {key: reduce(lambda tree, part: tree[part], key.split("."), native) for key in places}
-    assert found == places
+    wanted = places[framework]
+    found = {key: reduce(lambda tree, part: tree[part], key.split("."), native) for key in wanted}
+    assert found == wanted
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

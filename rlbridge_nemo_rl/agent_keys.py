@@ -1,0 +1,86 @@
+"""What `agent.loop: run` becomes on NeMo-RL: its own Gym path. Imports no NeMo-RL.
+
+Gym's agents run already (`agent.servers`), or NeMo-RL starts them from Gym's own YAML
+(`nemo_rl.env.nemo_gym.config_paths`). Whatever an agent decides by itself is no key of a run here.
+"""
+
+from typing import Any
+
+from rlbridge.config import GymConfig
+from rlbridge.errors import ConfigError
+from rlbridge.run_config import RunConfig, flatten
+from rlbridge_nemo_rl.gym_flags import FLAGS
+
+DATASET = "rlbridge_nemo_rl.GymAgentDataset"
+ENVIRONMENT = "nemo_gym"
+PROCESSOR = "nemo_gym_data_processor"
+DEFAULT_AGENT = "gym_agent"
+"""Rows of running agents need no `agent_ref`; NeMo-RL files its metrics under this name."""
+
+_AGENTS_OWN = ("max_turns", "max_tool_output_chars", "parallel_tool_calls")
+_STARTED = "env.nemo_gym.config_paths"
+
+
+def agent_keys(config: RunConfig) -> dict[str, Any]:
+    """Dotted keys beside those of every GRPO run, whose data they change.
+
+    Raises:
+        ConfigError: a key holds what the path can't honour.
+    """
+    refuse(config)
+    servers = [server.model_dump(mode="json") for server in config.agent.servers]
+    client = config.gym.model_dump(
+        mode="json",
+        exclude_defaults=True,
+        include=set(GymConfig.model_fields) - {"url", "urls", "headers"},
+    )
+    return {
+        **FLAGS,
+        "env.nemo_gym": {},
+        "rlbridge.agents": {"servers": servers, "client": client} if servers else {},
+    }
+
+
+def refuse(config: RunConfig) -> None:
+    """Refuse what NeMo-RL's Gym path has no counterpart for.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    agent, native = config.agent, flatten(config.nemo_rl)
+    own = [name for name in _AGENTS_OWN if name in agent.model_fields_set]
+    rules = (
+        (
+            not agent.servers and not native.get(_STARTED),
+            f"agent.servers: agent.loop=run needs Gym's agents: name those that run already, or "
+            f"let NeMo-RL start Gym, by nemo_rl.{_STARTED}",
+        ),
+        (
+            bool(agent.servers) and bool(native.get(_STARTED)),
+            f"agent.servers and nemo_rl.{_STARTED}: Gym's agents run already or NeMo-RL starts "
+            "them; remove one of the two",
+        ),
+        (
+            agent.workers not in (1, max(1, len(agent.servers))),
+            "agent.workers: on NeMo-RL each gateway_port of agent.servers has a process of its "
+            "own; remove it, or set it to their number",
+        ),
+        (
+            bool(own),
+            f"agent.{min(own, default='')}: Gym's agents decide that themselves, by their own "
+            "config; remove it",
+        ),
+        (
+            bool(native.get("grpo.async_grpo.enabled")),
+            "nemo_rl.grpo.async_grpo.enabled: async GRPO rolls out in a process that can't tell "
+            "our gateway when; agent.loop=run needs the synchronous trainer",
+        ),
+        (
+            bool(native.get("env.nemo_gym.is_trajectory_collection")),
+            "nemo_rl.env.nemo_gym.is_trajectory_collection: that is NeMo-RL's own script's, and "
+            "`rlbridge run` trains; remove it",
+        ),
+    )
+    for broken, message in rules:
+        if broken:
+            raise ConfigError(message)
