@@ -10,7 +10,7 @@ from typing import Any
 
 from rlbridge.errors import ConfigError
 from rlbridge.run_config import RunConfig
-from rlbridge_nemo_rl.keys import BASE_MICRO_BATCH, NO_EPOCH_LIMIT, largest_divisor
+from rlbridge_nemo_rl.keys import NO_EPOCH_LIMIT, largest_divisor
 from rlbridge_nemo_rl.offline_rows import conversations, pairs
 
 CONVERSATIONS = "rlbridge_nemo_rl.offline_dataset.ConversationDataset"
@@ -21,6 +21,7 @@ _DATASETS: dict[str, tuple[str, Callable[[Path], Iterable[object]]]] = {
     "dpo": (PAIRS, pairs),
 }
 _METRICS = {"sft": "val:val_loss", "dpo": "val:validation-default_loss"}
+_BASE_MICRO_BATCH = {"sft": 1, "dpo": 2}  # of NeMo-RL's base YAMLs: what memory they are for
 _TRACKERS = ("wandb", "tensorboard", "mlflow", "swanlab")
 _MEANINGLESS = {
     "gym": None,
@@ -43,7 +44,7 @@ def offline_keys(config: RunConfig, run_dir: Path) -> dict[str, Any]:
     if rows % gpus:
         raise ConfigError(f"rollout.prompts_per_step: {rows} rows can't be split over {gpus} GPUs")
     path = str(config.policy.path.resolve())
-    micro = largest_divisor(rows // gpus, BASE_MICRO_BATCH)
+    micro = largest_divisor(rows // gpus, _BASE_MICRO_BATCH[name])
     keys: dict[str, Any] = {
         "policy.model_name": path,
         "policy.tokenizer.name": path,
@@ -71,6 +72,9 @@ def offline_keys(config: RunConfig, run_dir: Path) -> dict[str, Any]:
         "logger.log_dir": str(folder / "nemo_rl_logs"),
         # NeMo-RL's sft.yaml turns on what needs an account and a network.
         **{f"logger.{tracker}_enabled": False for tracker in _TRACKERS},
+        "logger.wandb.name": folder.name,
+        "logger.swanlab.name": folder.name,
+        "logger.mlflow.run_name": folder.name,
         "checkpointing.enabled": trainer.save_every is not None,
         "checkpointing.checkpoint_dir": str(folder / "checkpoints"),
         "checkpointing.metric_name": _METRICS[name] if trainer.validate_every else None,
