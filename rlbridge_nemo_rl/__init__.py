@@ -9,14 +9,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlbridge_nemo_rl.agent_servers import AgentServers
     from rlbridge_nemo_rl.dataset import GymAgentDataset, GymDataset
     from rlbridge_nemo_rl.environment import GymEnvironment
     from rlbridge_nemo_rl.gym_gateway import GymGateway
     from rlbridge_nemo_rl.registration import register
 
-__all__ = ["GymAgentDataset", "GymDataset", "GymEnvironment", "GymGateway", "register"]
+__all__ = [
+    "AgentServers",
+    "GymAgentDataset",
+    "GymDataset",
+    "GymEnvironment",
+    "GymGateway",
+    "register",
+]
 
 _HOMES = {
+    "AgentServers": "rlbridge_nemo_rl.agent_servers",
     "GymAgentDataset": "rlbridge_nemo_rl.dataset",
     "GymDataset": "rlbridge_nemo_rl.dataset",
     "GymEnvironment": "rlbridge_nemo_rl.environment",
