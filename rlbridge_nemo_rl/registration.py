@@ -11,6 +11,7 @@ NeMo-RL without these names is refused.
 import contextlib
 import functools
 import importlib
+import inspect
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -121,7 +122,8 @@ def _settled(original: Any, around: Callable[[], AbstractContextManager[None]]) 
             result = original(*args, **kwargs)
         # A pair of batch and metrics, or, on the Gym path, an object that holds both.
         if isinstance(result, tuple):
-            correct_figures(result[1], settle(result[0]))
+            tokenizer = inspect.signature(original).bind(*args, **kwargs).arguments["tokenizer"]
+            correct_figures(result[1], settle(result[0], tokenizer.eos_token_id))
         elif not bool(settle(result.final_batch)[VALID].any()):
             drop_rewards(result.rollout_metrics)
         return result

@@ -8,6 +8,7 @@ number is a filler behind a mask, never a verdict: `ValidAdvantages` computes ad
 valid rows alone, as if the others had never been sampled, and gives the others zero.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -62,12 +63,13 @@ class InvalidShare:
             )
 
 
-def settle(batch: Any) -> Any:
+def settle(batch: Any, turn_end: int | None = None) -> Any:
     """Mask the rows of a rollout that have no reward. Settling twice is settling once.
 
     Args:
         batch: NeMo-RL's batch after a rollout: `total_reward` [batch] with NaN where there is no
             reward, `message_log`, and in training `loss_multiplier` and `length`.
+        turn_end: the token a turn ends with; None if nobody knows.
 
     Returns:
         The same batch: `loss_multiplier` 0 in these rows, `total_reward` filled, `reward_valid`
@@ -76,7 +78,7 @@ def settle(batch: Any) -> Any:
     if VALID in batch:
         return batch
     rewards = batch["total_reward"]
-    valid = _scored(batch)
+    valid = _scored(batch) & ~_cut(batch, turn_end)
     batch[VALID] = valid
     if not bool(valid.all()):
         if "loss_multiplier" in batch:
@@ -125,6 +127,26 @@ def _scored(batch: Any) -> torch.Tensor:
         if log[-1]["role"] == OPEN_ROLE or not _generated(log, length):
             scored[row] = False
     return scored
+
+
+def _cut(batch: Any, turn_end: int | None) -> torch.Tensor:
+    """Bool [batch]: rows that went on behind a turn that was cut at its token limit.
+
+    NeMo-RL's async rollout ends there, without a verdict; the other one puts the observation
+    behind half a turn and goes on (RL#3851). Here both are the same.
+    """
+    found = torch.zeros(len(batch["message_log"]), dtype=torch.bool)
+    if turn_end is None or "truncated" not in batch:
+        return found
+    for row in torch.where(torch.as_tensor(batch["truncated"], dtype=torch.bool))[0].tolist():
+        log = batch["message_log"][row]
+        found[row] = any(
+            message["role"] == "assistant"
+            and after["role"] == OPEN_ROLE
+            and int(message["token_ids"][-1]) != turn_end
+            for message, after in itertools.pairwise(log)
+        )
+    return found
 
 
 def _generated(log: Any, prompt_length: int) -> bool:

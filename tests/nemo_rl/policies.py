@@ -6,12 +6,16 @@ from typing import Any, ClassVar
 
 import torch
 
+CUT = "[cut]"
+"""An answer that ends so was cut at its token limit."""
+
 
 def scripted(tokenizer: Any, answer: Callable[[str, int], str | None]) -> Any:
     """NeMo-RL's generation interface over a function.
 
     Args:
-        answer: from the decoded input and the row of the call to the text to sample; None fails.
+        answer: from the decoded input and the row of the call to the text to sample; None fails,
+            `CUT` at its end is left out and the turn has no end.
     """
     from nemo_rl.distributed.batched_data_dict import BatchedDataDict
     from nemo_rl.models.generation.interfaces import GenerationInterface
@@ -36,22 +40,23 @@ def scripted(tokenizer: Any, answer: Callable[[str, int], str | None]) -> Any:
 
         def generate(self, data: Any, greedy: bool = False) -> Any:
             ids, lengths = data["input_ids"], data["input_lengths"].tolist()
-            outputs, sampled = [], []
+            outputs, sampled, cut = [], [], []
             for row, length in enumerate(lengths):
                 prompt = ids[row, :length]
                 text = answer(tokenizer.decode(prompt, skip_special_tokens=False), row)
                 if text is None:
                     raise RuntimeError("the engine failed")
-                new = tokenizer(text, add_special_tokens=False).input_ids
-                new.append(tokenizer.eos_token_id)
+                cut.append(text.endswith(CUT))
+                new = tokenizer(text.removesuffix(CUT), add_special_tokens=False).input_ids
+                new += [] if cut[-1] else [tokenizer.eos_token_id]
                 outputs.append(torch.cat([prompt, torch.tensor(new)]))
                 sampled.append(len(new))
-            return _batch(outputs, sampled, tokenizer.pad_token_id)
+            return _batch(outputs, sampled, cut, tokenizer.pad_token_id)
 
         async def generate_async(self, data: Any, greedy: bool = False) -> AsyncIterator[Any]:
             yield 0, self.generate(data)
 
-    def _batch(outputs: list[Any], sampled: list[int], pad: int) -> Any:
+    def _batch(outputs: list[Any], sampled: list[int], cut: list[bool], pad: int) -> Any:
         width = max(map(len, outputs))
         ids = torch.full((len(outputs), width), pad)
         logprobs = torch.zeros(len(outputs), width)
@@ -63,7 +68,7 @@ def scripted(tokenizer: Any, answer: Callable[[str, int], str | None]) -> Any:
             generation_lengths=torch.tensor(sampled),
             unpadded_sequence_lengths=torch.tensor([len(output) for output in outputs]),
             logprobs=logprobs,
-            truncated=torch.zeros(len(outputs), dtype=torch.bool),
+            truncated=torch.tensor(cut),
         )
 
     return Scripted()

@@ -125,6 +125,30 @@ def test_tools_are_answered_in_a_session_over_several_turns(
     assert text == prompt + "".join(turns)
 
 
+@both
+def test_a_turn_cut_in_the_middle_of_a_rollout_masks_it_in_either_kind(
+    kind: str, tokenizer: Any, tmp_path: Path, policy_folder: Path, gym: Callable[..., Any]
+) -> None:
+    from tests.nemo_rl.policies import CUT, scripted
+
+    server = gym(tools={"add": lambda *_: {"sum": 4}})
+    rows = [make_row("add, cut"), make_row("add, whole")]
+    for row in rows:
+        row["responses_create_params"]["tools"] = [TOOL]
+
+    def answer(text: str, _: int) -> str:
+        if '{"sum":4}' in text:  # a last turn that is cut has a verdict all the same
+            return "It is 4." + CUT
+        return CALL + (CUT if ", cut" in text else "")
+
+    env = create(server.url, policy=str(policy_folder), max_turns=5)
+    data = batch(tokenizer, tmp_path, rows)
+    out, _ = run(kind, scripted(tokenizer, answer), data, tokenizer, {"gym": env})
+    assert out["truncated"].tolist() == [True, True]
+    assert out["reward_valid"].tolist() == [False, True]
+    assert out["loss_multiplier"].tolist() == [0.0, 1.0]
+
+
 def test_a_rollout_cut_before_its_verdict_has_no_reward(
     tokenizer: Any, tmp_path: Path, policy_folder: Path, gym: Callable[..., Any]
 ) -> None:
