@@ -81,12 +81,14 @@ def _nemo_rl(
         config["data"]["use_multiple_dataloader"] = False
         config["grpo"] = {"num_prompts_per_step": min(32, _batch(rows))}
     elif name == "sft":
-        config["data"] |= {"add_bos": True, "add_eos": True, "add_generation_prompt": False}
+        # Asked for, and without meaning to that dataset: the template decides.
+        config["data"] |= {"add_bos": False, "add_eos": False, "add_generation_prompt": False}
     if held_out is None:
         unvalidated = {"val_period": 0, "val_at_start": False, "val_at_end": False}
         config[name] = config.get(name, {}) | unvalidated
         config["checkpointing"]["metric_name"] = None
-    return f"uv run {script} --config {{path}}   # in a clone of NeMo-RL v0.7.0", config
+    run = f"uv run --with rlbridge {script}" if name == "sft" else f"uv run {script}"
+    return f"{run} --config {{path}}   # in a clone of NeMo-RL v0.7.0", config
 
 
 def _verl(
@@ -142,6 +144,7 @@ def _batch(rows: int) -> int:
 
 _NEMO_RL_BASES = {"grpo": "grpo_math_1B", "sft": "sft", "dpo": "dpo"}
 _NO_PROMPTS = {"prompt_file": None, "system_prompt_file": None}
+_CONVERSATIONS = "rlbridge_nemo_rl.offline_dataset.ConversationDataset"
 _NEMO_RL_DATASETS: dict[tuple[str, str], Config] = {
     ("grpo", "simple"): {
         "dataset_name": "ResponseDataset",
@@ -158,22 +161,9 @@ _NEMO_RL_DATASETS: dict[tuple[str, str], Config] = {
         "env_name": "nemo_gym",
         **_NO_PROMPTS,
     },
-    ("sft", "openai"): {
-        "dataset_name": "openai_format",
-        "chat_key": "messages",
-        "tool_key": "tools",
-        # Otherwise arguments and schemas that differ between rows are filled up with nulls.
-        "use_preserving_dataset": True,
-        "processor": "sft_processor",
-        **_NO_PROMPTS,
-    },
-    ("sft", "simple"): {
-        "dataset_name": "ResponseDataset",
-        "input_key": "input",
-        "output_key": "output",
-        "processor": "sft_processor",
-        **_NO_PROMPTS,
-    },
+    # Renders a row once, as the policy's template does, and knows what of it was sampled.
+    ("sft", "openai"): {"dataset_name": _CONVERSATIONS, **_NO_PROMPTS},
+    ("sft", "simple"): {"dataset_name": _CONVERSATIONS, **_NO_PROMPTS},
     ("dpo", "simple"): {
         "dataset_name": "BinaryPreferenceDataset",
         "prompt_key": "prompt",

@@ -270,10 +270,8 @@ def test_nemo_rl_loads_the_config_and_the_data_it_names(
         assert len(data.dataset) == len(Path(part["data_path"]).read_text().splitlines())
         first = data.dataset[0]
         if kind == "sft":
-            from nemo_rl.data.processors import sft_processor
-
-            made = sft_processor(first, data.task_spec, tokenizer, 256, 0)
-            assert made["loss_multiplier"] == 1.0
+            made = data.processor(first, data.task_spec, tokenizer, 256, 0)
+            assert made["message_log"][-1]["role"] == "assistant"
         elif kind == "dpo":
             assert [c["rank"] for c in first["completions"]] == [0, 1]
         elif form == "simple":
