@@ -115,10 +115,11 @@ class StallWatch:
 
     def _stop(self) -> None:
         self._stalled = True
-        self._release()
-        if self._ended.is_set():
-            return
-        # A real signal: it wakes an event loop that waits for the network, too.
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        try:
+            self._release()
+        finally:
+            if not self._ended.is_set():
+                # A real signal: it wakes an event loop that waits for the network, too.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         if not self._ended.wait(_GRACE_S):
             self._abandon(self._message)
