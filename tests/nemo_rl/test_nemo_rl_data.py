@@ -58,9 +58,9 @@ def set_up(tokenizer: Any, env: Any = None, **data: Any) -> Any:
 
     register()
     files = {"dataset_name": "rlbridge_nemo_rl.GymDataset"}
-    for split in ("train", "validation"):
-        if split in data:
-            data[split] = {**files, "split": split, **data[split]}
+    for split in {"train", "validation"} & set(data):
+        given = data[split] if isinstance(data[split], list) else [data[split]]
+        data[split] = [{**files, "split": split, **one} for one in given]
     default = {"env_name": "rlbridge_gym", "processor": "rlbridge_gym"} | data.pop("default", {})
     section = {"max_input_seq_length": LENGTH, "default": default, **data}
     return setup_response_data(tokenizer, section, env and {"rlbridge_gym": env})
@@ -237,6 +237,20 @@ def test_rows_that_share_a_prompt_and_not_their_fields_are_told(
     mix = [{"data_path": written(tmp_path / "more.jsonl", [make_row("c")])}]
     train, _ = set_up(tokenizer, train={"data_path": path, "mix": mix})
     assert check_prompts(train) is None
+
+
+def test_datasets_with_loaders_of_their_own_are_looked_at_together(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    from rlbridge_nemo_rl.prompt_check import check_prompts
+
+    paths = [
+        written(tmp_path / f"{name}.jsonl", [make_row("1 + 1", expected=name)]) for name in "ab"
+    ]
+    files = [{"data_path": path} for path in paths]
+    train, _ = set_up(tokenizer, train=files, use_multiple_dataloader=True)
+    assert len(train) == 2
+    assert f"{paths[0]}:1 and {paths[1]}:1 (other expected)" in (check_prompts(train) or "")
 
 
 def test_rows_for_gyms_own_agents_are_as_nemo_rls_dataset_has_them(
