@@ -56,7 +56,7 @@ class GymDataset(RawDataset):  # type: ignore[misc,unused-ignore]
         prompt: str | None = None,
         **kwargs: Any,
     ) -> None:
-        _refuse_keys(kwargs, ("split", "mix", *_FILE))
+        _refuse_keys(kwargs, ("data_path", "split", "mix", "prompt"))
         self.task_name = _task_name(data_path, split)
         self._prompted: str | None = None
         files = [{"data_path": data_path, "prompt": prompt}, *mix]
@@ -126,7 +126,7 @@ class GymAgentDataset(RawDataset):  # type: ignore[misc,unused-ignore]
         repeat: int = 1,
         **kwargs: Any,
     ) -> None:
-        _refuse_keys(kwargs, ("split", "mix", "agent", "repeat", *_FILE))
+        _refuse_keys(kwargs, ("data_path", "split", "mix", "agent", "prompt", "repeat"))
         self.task_name = _task_name(data_path, split)
         index = itertools.count()
         weighted = [
