@@ -55,15 +55,20 @@ class Server:
         raise TimeoutError(f"vLLM did not answer within {timeout_s:.0f} s; see {self.log}")
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def serve(model: Path, log: Path, *arguments: str, context: int = 2048) -> Iterator[Server]:
     """Serve `model` as `tiny` on a free port of 127.0.0.1; stops it at the end.
 
     The model need not be there yet: vLLM imports for many seconds before it looks.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable, "-m", "benchmarks.engine", "--model", str(model),
         "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port),

@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from typing import Any
 
 import aiohttp
 
+from benchmarks.engine import free_port
 from benchmarks.gateway_contenders import QUESTION, make_tokenizer, running_gateway
 from benchmarks.stub_engine import MODEL, Answer, running_stub
 from rlbridge.contracts.codecs.files import rollout_from_json
@@ -48,13 +48,6 @@ class Talk:
     told: list[Call] = field(default_factory=list)
     resent: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-
-
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def converse(http: aiohttp.ClientSession, url: str, talk: Talk, turns: int) -> None:

@@ -1,4 +1,4 @@
-"""An inference engine that costs next to nothing: vLLM's wire on raw sockets, in its own process.
+"""An inference engine that costs next to nothing: vLLM's wire, without a model.
 
 Every call gets the same answer; the prompt's IDs, where a request brings them, are copied into
 the reply as bytes, so that a long history costs the stub as good as nothing. It knows the wires a
@@ -9,13 +9,13 @@ import argparse
 import asyncio
 import contextlib
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.stub_http import Send, running, serve
 
 MODEL = "stub"
 MAX_MODEL_LEN = 1 << 20
@@ -131,45 +131,6 @@ def _parts(body: Mapping[str, Any]) -> list[bytes]:
     return text.split(_MARK) if _MARK in text else [text]
 
 
-class Stub(asyncio.Protocol):
-    """Answers every request, generations after `delay_s`; knows just enough HTTP."""
-
-    def __init__(self, replies: "Replies", delay_s: float) -> None:
-        self._replies = replies
-        self._delay_s = delay_s
-        self._buffer = b""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Keep the way back."""
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """Answer each whole request in `data` and what came before."""
-        self._buffer += data
-        while True:
-            head, mark, rest = self._buffer.partition(b"\r\n\r\n")
-            if not mark:
-                return
-            lower = head.lower()
-            at = lower.find(b"content-length:")
-            length = int(lower[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
-            if b"transfer-encoding: chunked" in lower:
-                raise RuntimeError("the stub reads bodies with a content-length only")
-            if len(rest) < length:
-                return
-            self._buffer = rest[length:]
-            route = head.split(b" ", 2)[1]
-            reply = self._replies.to(route, rest[:length])
-            if self._delay_s and head.startswith(b"POST"):
-                asyncio.get_running_loop().call_later(self._delay_s, self._send, reply)
-            else:
-                self._send(reply)
-
-    def _send(self, reply: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(reply)
-
-
 class Replies:
     """The stub's replies as bytes."""
 
@@ -234,25 +195,23 @@ def running_stub(
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(asdict(answer), file)
         file.flush()
-        command = [sys.executable, "-m", "benchmarks.stub_engine", file.name]
-        command += ["--port", str(port), "--delay-s", str(delay_s)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            try:
-                bound = int(process.stdout.readline())  # type: ignore[union-attr]
-                yield f"http://127.0.0.1:{bound}", process.pid
-            finally:
-                process.terminate()
+        options = (file.name, "--port", str(port), "--delay-s", str(delay_s))
+        with running("benchmarks.stub_engine", *options) as stub:
+            yield stub
 
 
 async def _main(answer: Answer, port: int, delay_s: float) -> None:
     replies = Replies(answer)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(
-        lambda: Stub(replies, delay_s), "127.0.0.1", port, backlog=8192
-    )
-    sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
-    sys.stdout.flush()
-    await server.serve_forever()
+
+    def reply(head: bytes, body: bytes, send: Send) -> None:
+        said = replies.to(head.split(b" ", 2)[1], body)
+        if delay_s and head.startswith(b"POST"):
+            loop.call_later(delay_s, send, said)
+        else:
+            send(said)
+
+    await serve(reply, port)
 
 
 if __name__ == "__main__":

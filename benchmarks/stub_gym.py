@@ -1,13 +1,13 @@
-"""A verifier that costs next to nothing: a constant answer on raw sockets, in its own process."""
+"""A verifier that costs next to nothing: a constant answer."""
 
 import argparse
 import asyncio
 import contextlib
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import orjson
+
+from benchmarks.stub_http import Send, running, serve
 
 _COOKIE = (
     "StubResourcesServer___stub=eyJzZXNzaW9uX2lkIjogInMifQ==.a.b; path=/; Max-Age=1209600; "
@@ -42,76 +42,44 @@ def answer() -> bytes:
     return head.encode() + body
 
 
-class Stub(asyncio.Protocol):
-    """Answers every request after `delay_s`; knows just enough HTTP to find their ends."""
-
-    answer = answer()
-    served = 0
-    pending = 0
-    peak = 0
+class Verifier:
+    """Answers every request after `delay_s`, and counts: how many, and how many at once."""
 
     def __init__(self, delay_s: float) -> None:
         self._delay_s = delay_s
-        self._buffer = b""
+        self._answer = answer()
+        self._served = self._pending = self._peak = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Keep the way back."""
-        self._transport = transport
+    def __call__(self, head: bytes, body: bytes, send: Send) -> None:
+        """Answer one request, or tell the counts to one for them."""
+        if head.startswith(b"GET /counts"):
+            counts = orjson.dumps({"served": self._served, "peak": self._peak})
+            send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(counts) + counts)
+            return
+        self._served += 1
+        if self._delay_s:
+            self._pending += 1
+            self._peak = max(self._peak, self._pending)
+            asyncio.get_running_loop().call_later(self._delay_s, self._send_late, send)
+        else:
+            send(self._answer)
 
-    def data_received(self, data: bytes) -> None:
-        """Answer each whole request in `data` and what came before."""
-        self._buffer += data
-        while True:
-            head, mark, rest = self._buffer.partition(b"\r\n\r\n")
-            if not mark:
-                return
-            lower = head.lower()
-            at = lower.find(b"content-length:")
-            length = int(lower[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
-            if len(rest) < length:
-                return
-            self._buffer = rest[length:]
-            if head.startswith(b"GET /counts"):
-                counts = orjson.dumps({"served": Stub.served, "peak": Stub.peak})
-                self._send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(counts) + counts)
-                continue
-            Stub.served += 1
-            if self._delay_s:
-                Stub.pending += 1
-                Stub.peak = max(Stub.peak, Stub.pending)
-                asyncio.get_running_loop().call_later(self._delay_s, self._send_late)
-            else:
-                self._send(self.answer)
-
-    def _send_late(self) -> None:
-        Stub.pending -= 1
-        self._send(self.answer)
-
-    def _send(self, reply: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(reply)
+    def _send_late(self, send: Send) -> None:
+        self._pending -= 1
+        send(self._answer)
 
 
 @contextlib.contextmanager
 def running_stub(delay_s: float = 0.0) -> Iterator[str]:
     """The base URL of a stub in a process of its own; ended on leaving."""
-    command = [sys.executable, "-m", "benchmarks.stub_gym", "--delay-s", str(delay_s)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    with process:
-        try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"  # type: ignore[union-attr]
-        finally:
-            process.terminate()
+    with running("benchmarks.stub_gym", "--delay-s", str(delay_s)) as (url, _):
+        yield url
 
 
 async def _main(delay_s: float) -> None:
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Stub(delay_s), "127.0.0.1", 0, backlog=8192)
-    sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
-    sys.stdout.flush()
     if not delay_s:
-        _spin(loop)
-    await server.serve_forever()
+        _spin(asyncio.get_running_loop())
+    await serve(Verifier(delay_s))
 
 
 def _spin(loop: asyncio.AbstractEventLoop) -> None:

@@ -135,36 +135,14 @@ def _train(
     tokenizer: Any, text: list[str], lessons: list[str], path: Path, steps: int, seed: int
 ) -> None:
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(seed)
     # On shared cores two threads that wait for each other take forty times as long as one.
     torch.set_num_threads(1)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=False,  # vLLM's weight reload leaves a tied lm_head behind
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
-    )
-    model = Qwen2ForCausalLM(config).float()
+    model = _model(tokenizer)
     ids = [i for line in text for i in tokenizer.encode(line, add_special_tokens=False)]
     stream = torch.tensor(ids)
-    learnt = []
-    for lesson in lessons:
-        asked = lesson.index("assistant\n")  # what comes before is not asked of it
-        start = len(tokenizer.encode(lesson[:asked], add_special_tokens=False))
-        learnt_ids = torch.tensor([tokenizer.encode(lesson, add_special_tokens=False)])
-        labels = learnt_ids.clone()
-        labels[:, :start] = -100
-        learnt.append((learnt_ids, labels))
+    learnt = [_lesson(tokenizer, lesson) for lesson in lessons]
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     length, batch = 160, 12
     for step in range(steps):
@@ -179,3 +157,35 @@ def _train(
             model(input_ids=lesson, labels=labels).loss.backward()
         optimizer.step()
     model.save_pretrained(path)
+
+
+def _model(tokenizer: Any) -> Any:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=False,  # vLLM's weight reload leaves a tied lm_head behind
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    return Qwen2ForCausalLM(config).float()
+
+
+def _lesson(tokenizer: Any, lesson: str) -> tuple[Any, Any]:
+    """Token IDs and labels of a conversation, from its first answer on."""
+    import torch
+
+    asked = lesson.index("assistant\n")  # what comes before is not asked of it
+    start = len(tokenizer.encode(lesson[:asked], add_special_tokens=False))
+    ids = torch.tensor([tokenizer.encode(lesson, add_special_tokens=False)])
+    labels = ids.clone()
+    labels[:, :start] = -100
+    return ids, labels

@@ -17,7 +17,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 
-from benchmarks.gateway_chaos import free_port
+from benchmarks.engine import free_port
 from benchmarks.gateway_contenders import Contender, make_tokenizer, running_gateway
 from benchmarks.stub_engine import MODEL, running_stub
 from rlbridge.testing.real_servers import nemo_gym_python, running_nemo_gym, why_unavailable

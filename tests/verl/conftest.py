@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from typing import Any
 import orjson
 import psutil
 import pytest
+
+from benchmarks.engine import free_port
 
 TINY = [
     "trainer.device=cpu",
@@ -171,9 +172,7 @@ class GymProcess:
     """`rlbridge gym serve arithmetic` on a fixed port, to be killed and started again."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -3,7 +3,6 @@
 import functools
 import importlib
 import json
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,6 @@ def counter_policy() -> Any:
         return importlib.import_module("counter_policy")
     finally:
         sys.path.remove(str(EXAMPLES))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @functools.cache

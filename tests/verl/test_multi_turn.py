@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("verl", reason="the verl extra is not installed: make setup")
 
+from benchmarks.engine import free_port
 from rlbridge.testing.real_servers import (
     running_nemo_gym,
     running_simple_agent,
@@ -16,7 +17,6 @@ from rlbridge.testing.real_servers import (
     why_unavailable,
 )
 from tests.verl.conftest import TrainingRun
-from tests.verl.dialogues import free_port
 
 pytestmark = [
     pytest.mark.verl,

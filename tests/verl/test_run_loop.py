@@ -15,6 +15,7 @@ with warnings.catch_warnings():
     from rlbridge_verl.run_loop import NeMoGymRunAgentLoop
     from rlbridge_verl.scoring import InvalidRewardError
 
+from benchmarks.engine import free_port
 from rlbridge.errors import EngineError
 from rlbridge.testing.real_servers import (
     running_nemo_gym,
@@ -23,7 +24,7 @@ from rlbridge.testing.real_servers import (
     why_unavailable,
 )
 from tests.verl.compacting import CompactingAgent
-from tests.verl.dialogues import call, counter_row, free_port
+from tests.verl.dialogues import call, counter_row
 from tests.verl.test_agent_loop import TOKENIZER, ScriptedManager, ids, loop_of
 
 pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore")]

@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("verl", reason="the verl extra is not installed: make setup")
 
+from benchmarks.engine import free_port
 from tests.verl.compacting import CompactingAgent
 from tests.verl.conftest import GROUP, GymProcess, TrainingRun
-from tests.verl.dialogues import free_port
 
 pytestmark = pytest.mark.verl
 PLANS = ((3, 1.0), (2, 0.0), (1, 0.0), (1, 0.0))  # trajectories and reward of a group's rollouts
