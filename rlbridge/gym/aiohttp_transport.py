@@ -80,36 +80,17 @@ class AiohttpTransport:
                 headers=headers,
                 allow_redirects=False,
             ) as answer:
-                got = answer.headers
-                content = await self._read(answer)
-                return Reply(
-                    answer.status,
-                    got.get("Content-Type", ""),
-                    content,
-                    tuple(got.getall("Set-Cookie", ())),
-                    got.get("Retry-After", ""),
-                    got.get("Location", ""),
-                )
+                return _reply(answer, await self._read(answer))
         except asyncio.CancelledError:
             if deadline.is_ours():
                 raise TimeoutError from None
             raise
         except aiohttp.ConnectionTimeoutError as error:
             raise ConnectTimeoutError("no connection in time") from error
-        except aiohttp.ClientConnectorError as error:
-            raise TransportError(
-                _reason(error), reached=False, refused=is_refused(error)
-            ) from error
-        except (aiohttp.ClientResponseError, aiohttp.ClientPayloadError) as error:
-            if isinstance(error, aiohttp.ClientPayloadError):
-                raise TransportError("the answer broke off in its body") from error
-            raise BrokenReplyError(f"the answer is no HTTP: {error.message}") from error
-        except (aiohttp.ClientError, OSError) as error:
-            if isinstance(error, TimeoutError):  # an OSError too, but the deadline
-                raise
-            raise TransportError(_reason(error)) from error
-        except ValueError as error:  # yarl's and the header writer's
-            raise BrokenReplyError(f"the request can't be sent: {error}") from error
+        except TimeoutError:  # an OSError too, but the deadline
+            raise
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise _at_the_seam(error) from error
         finally:
             deadline.ended()
 
@@ -163,6 +144,31 @@ def _drain(closing: object) -> None:
     except StopIteration:
         return
     steps.close()
+
+
+def _reply(answer: aiohttp.ClientResponse, content: bytes) -> Reply:
+    got = answer.headers
+    return Reply(
+        answer.status,
+        got.get("Content-Type", ""),
+        content,
+        tuple(got.getall("Set-Cookie", ())),
+        got.get("Retry-After", ""),
+        got.get("Location", ""),
+    )
+
+
+def _at_the_seam(error: Exception) -> TransportError:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return TransportError(_reason(error), reached=False, refused=is_refused(error))
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return TransportError("the answer broke off in its body")
+    if isinstance(error, aiohttp.ClientResponseError):
+        return BrokenReplyError(f"the answer is no HTTP: {error.message}")
+    if isinstance(error, aiohttp.ClientError | OSError):
+        return TransportError(_reason(error))
+    # yarl's and the header writer's ValueErrors
+    return BrokenReplyError(f"the request can't be sent: {error}")
 
 
 def _reason(error: BaseException) -> str:

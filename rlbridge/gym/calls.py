@@ -148,12 +148,8 @@ class Caller:
             asked = time()
             try:
                 probe = await self._enter(server)
-            except ServerDownError:
-                detail = f"{server.shown} is down; not asked"
-                return Failure(FailureClass.UNAVAILABLE, detail, reached=False)
-            except QueueTimeoutError:
-                detail = f"waited {self._config.queue_timeout_s:g} s in the queue; not asked"
-                return Failure(FailureClass.TIMEOUT, detail, reached=False, final=True)
+            except (ServerDownError, QueueTimeoutError) as error:
+                return self._not_asked(server, error)
             finally:
                 call.queued_s += time() - asked
         call.attempts += 1
@@ -183,6 +179,13 @@ class Caller:
                 server.breaker.probe_dropped(now)
             server.limiter.release()
         return outcome
+
+    def _not_asked(self, server: Server, error: ServerDownError | QueueTimeoutError) -> Failure:
+        if isinstance(error, ServerDownError):
+            detail = f"{server.shown} is down; not asked"
+            return Failure(FailureClass.UNAVAILABLE, detail, reached=False)
+        detail = f"waited {self._config.queue_timeout_s:g} s in the queue; not asked"
+        return Failure(FailureClass.TIMEOUT, detail, reached=False, final=True)
 
     async def _enter(self, server: Server) -> bool:
         """Wait for the breaker and for a slot; True if this call is a probe."""

@@ -8,7 +8,6 @@ or a row does wrong becomes an `InvalidReward`.
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
 from typing import Any, Self
 
 from rlbridge.config import GymConfig
@@ -64,12 +63,7 @@ class GymClient:
         self.runtime()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
     def __reduce__(self) -> tuple[type[Self], tuple[GymConfig]]:

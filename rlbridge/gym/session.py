@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from time import monotonic
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
@@ -58,12 +57,7 @@ class GymSession:
         self._epoch = self._server.epoch
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         """Nothing to do: the wire knows no end of a session."""
 
     async def call_tool(

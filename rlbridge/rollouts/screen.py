@@ -1,7 +1,6 @@
 """Shows how far a collection is: a live bar on a terminal, a line now and then elsewhere."""
 
 import time
-from types import TracebackType
 from typing import Final, Self
 
 from rich.console import Console, Group
@@ -41,12 +40,7 @@ class Screen:
             self._next_line_s = time.monotonic() + _LINE_EVERY_S
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._console.is_terminal:
             self._live.stop()
         self._print(f"{self._title}: {words(self._tally)}")
