@@ -183,7 +183,9 @@ def _chat_fields(call: EngineCall, spoken: Spoken, *, stream: bool) -> Json:
             "kv_transfer_params": {wire.PROMPT_TOKEN_IDS: _ids(call)},
         }
     else:
-        fields |= {"messages": list(_chat(call).messages), **_known_prefix(call)}
+        known = _known_prefix(call)
+        messages = list(_chat(call).messages)
+        fields |= {"messages": _before_splice(messages) if known else messages, **known}
     # NeMo-RL's server renders the tools itself, and doesn't tell whether it parses their calls.
     if call.chat is not None and (spoken.info.parses or spoken.info.wire == "nemo_rl"):
         fields |= _tools(call.chat)
@@ -203,6 +205,25 @@ def _known_prefix(call: EngineCall) -> Json:
     if not len(sampled):
         return {}
     return {"required_prefix_token_ids": call.prompt.token_ids[: sampled[-1] + 1].tolist()}
+
+
+def _before_splice(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Messages for NeMo-RL's splice, which keeps what its template writes behind the last answer.
+
+    Answers come without what they said: their tokens are sent. v0.7.0 looks for the splice by
+    position, which moves (an assert, or a user turn that is gone) where a template leaves old
+    reasoning out.
+    """
+    return [
+        {"role": "assistant", "content": "-", **_called(message)}
+        if message.get("role") == "assistant"
+        else message
+        for message in messages
+    ]
+
+
+def _called(message: Mapping[str, Any]) -> Json:
+    return {"tool_calls": message["tool_calls"]} if message.get("tool_calls") else {}
 
 
 def _completion_fields(call: EngineCall, *, stream: bool) -> Json:

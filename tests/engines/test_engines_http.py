@@ -416,7 +416,7 @@ async def test_nemo_rls_server_gets_its_sampling_and_its_prefix(message_fields: 
         sources = [0] * len(first.turn.prompt) + [1] * len(first.turn.sampled_ids) + [2] * len(tail)
         history = [
             *MESSAGES,
-            {"role": "assistant", "content": "something else"},
+            {"role": "assistant", "content": "something else", "reasoning_content": "Hm"},
             {"role": "user", "content": "And?"},
         ]
         following = EngineCall(PromptSpan([*known, *tail], sources), chat=ChatContext(history))
@@ -428,7 +428,10 @@ async def test_nemo_rls_server_gets_its_sampling_and_its_prefix(message_fields: 
     assert second.turn is not None
     assert second.turn.prompt is following.prompt
     assert second.text == "Bye"
-    assert server.generations[-1]["required_prefix_token_ids"] == known
+    asked = server.generations[-1]
+    assert asked["required_prefix_token_ids"] == known
+    # What was said travels in its tokens; reasoning that a template drops would move the splice.
+    assert asked["messages"] == [history[0], {"role": "assistant", "content": "-"}, history[2]]
 
 
 async def test_nemo_rls_server_is_prompted_exactly_where_its_vllm_can() -> None:

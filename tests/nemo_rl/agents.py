@@ -157,7 +157,7 @@ def running_agent(policy_url: str, resources: str, model: str = "tiny") -> Itera
 
 
 def _item(message: dict[str, Any]) -> dict[str, Any]:
-    text = {"type": "output_text", "text": message["content"], "annotations": []}
+    text = {"type": "output_text", "text": message["content"] or "", "annotations": []}
     fields = {name: message[name] for name in wire.TOKEN_FIELDS if name in message}
     return {"type": "message", "role": "assistant", "content": [text], **fields}
 

@@ -27,8 +27,10 @@ from rlbridge.errors import ConfigError, EngineError
 from rlbridge.testing.exchange import Exchange, LocalServer
 from tests.engines.shapes import ask, unlike
 from tests.nemo_rl import real_server
+from tests.nemo_rl.agents import USER
 from tests.nemo_rl.conftest import Threaded
 from tests.nemo_rl.real_server import CONTEXT, TEMPERATURE, Server
+from tests.nemo_rl.test_gym_gateway import made_by_setup
 
 pytestmark = [pytest.mark.nemo_rl, pytest.mark.vllm]
 
@@ -253,3 +255,62 @@ def test_turns_whose_text_is_rewritten_have_no_drift(
             document = http.get(f"{gateway.url}/s/d{seed}/rollout").json()
             assert len(document["sequences"]) == 1
     assert other  # the text alone would have been encoded otherwise
+
+
+def test_nemo_rls_gym_path_trains_what_its_server_sampled(
+    cluster: None, server: Server, model: Any, tmp_path: Path
+) -> None:
+    """Its rollout, its server and its postprocessing; Gym's agents are stood for by ours."""
+    import torch
+    from nemo_rl.algorithms import grpo
+    from nemo_rl.distributed.batched_data_dict import BatchedDataDict
+    from transformers import AutoTokenizer
+
+    from rlbridge_nemo_rl import GymGateway, register
+
+    class Generation:
+        cfg = {"vllm_cfg": {"max_model_len": CONTEXT}}  # noqa: RUF012
+        dp_openai_server_base_urls = [server.url]  # noqa: RUF012
+
+    gateway = GymGateway(
+        tmp_path / "gym", model="tiny", tokenizer=str(server.folder), temperature=TEMPERATURE,
+        ready_timeout_s=120,
+    )  # fmt: skip
+    kinds = ["plain", "plain", "rewrites", "no_metadata"]
+    rows = [
+        {"responses_create_params": {"input": [USER]}, "agent_ref": {"name": "a"}, "agent": kind}
+        for kind in kinds
+    ]
+    generation = {
+        "temperature": TEMPERATURE, "top_p": 1.0, "top_k": None, "max_new_tokens": 48,
+        "stop_strings": None, "stop_token_ids": None,
+    }  # fmt: skip
+    register(gateway=gateway)
+    try:
+        out = grpo.run_async_nemo_gym_rollout(
+            policy_generation=Generation(),
+            input_batch=BatchedDataDict(extra_env_info=rows, loss_multiplier=torch.ones(4)),
+            tokenizer=AutoTokenizer.from_pretrained(server.folder),
+            task_to_env={"nemo_gym": made_by_setup(gateway)},
+            generation_config=generation,
+            max_seq_len=CONTEXT,
+        )
+    finally:
+        register()
+        gateway.stop()
+    assert out.final_batch["reward_valid"].tolist() == [True] * 4
+    differences = []
+    for log in out.final_batch["message_log"]:
+        ids = torch.cat([message["token_ids"] for message in log]).long()
+        with torch.no_grad():
+            scores = torch.log_softmax(model(ids[None]).logits[0] / TEMPERATURE, dim=-1)
+        start = 0
+        for message in log:
+            end = start + len(message["token_ids"])
+            if message["role"] == "assistant":
+                trained = scores[torch.arange(start - 1, end - 1), ids[start:end]]
+                sampled = message["generation_logprobs"]
+                differences += (trained.exp() - sampled.exp()).abs().tolist()
+            start = end
+    assert len(differences) > 8
+    assert max(differences) < 1e-3
