@@ -56,6 +56,27 @@ class ServerCalls:
         Raises:
             EngineError: the engine failed, or sampled nothing.
         """
+        room = self._room(prompt, max_tokens)
+        wanted = {**self.sampling, **sampling}
+        spans, preempted, reason = await self._attempts(prompt.token_ids.tolist(), room, wanted)
+        if not spans:
+            raise EngineError(f"the engine sampled nothing ({reason or 'no reason given'})")
+        last = int(spans[-1].token_ids[-1])
+        stopped = last in self.ends or last in (wanted.get("stop_token_ids") or ())
+        full = sum(map(len, spans)) >= room
+        turn = Turn(
+            prompt,
+            tuple(spans),
+            _finish(reason, stopped=stopped, full=full),
+            stop_reason=last if stopped else None,
+            sampling={**wanted, "max_tokens": max_tokens},
+            logprobs_mode=LogprobsMode.PROCESSED,
+            call_id=call_id,
+        )
+        return turn, preempted
+
+    def _room(self, prompt: PromptSpan, max_tokens: int) -> int:
+        """Tokens that can be sampled behind `prompt`, at most `max_tokens`."""
         room = max_tokens
         if self.max_model_len is not None:
             room = min(max_tokens, self.max_model_len - len(prompt))
@@ -65,28 +86,7 @@ class ServerCalls:
                 f"{self.max_model_len}",
                 code="context_length_exceeded",
             )
-        wanted = {**self.sampling, **sampling}
-        spans, preempted, reason = await self._attempts(prompt.token_ids.tolist(), room, wanted)
-        if not spans:
-            raise EngineError(f"the engine sampled nothing ({reason or 'no reason given'})")
-        sampled = sum(map(len, spans))
-        last = int(spans[-1].token_ids[-1])
-        stopped = last in self.ends or last in (wanted.get("stop_token_ids") or ())
-        finish = FinishReason.STOP
-        if reason in _ABORTED:
-            finish = FinishReason.ABORT
-        elif not stopped and sampled >= room:
-            finish = FinishReason.LENGTH
-        turn = Turn(
-            prompt,
-            tuple(spans),
-            finish,
-            stop_reason=last if stopped else None,
-            sampling={**wanted, "max_tokens": max_tokens},
-            logprobs_mode=LogprobsMode.PROCESSED,
-            call_id=call_id,
-        )
-        return turn, preempted
+        return room
 
     async def _attempts(
         self, prompt_ids: list[int], room: int, sampling: Mapping[str, Any]
@@ -121,6 +121,13 @@ class ServerCalls:
         if isinstance(manager, LLMServerClient):
             call = LLMServerClient.generate.__get__(manager)
         return await call(self.request_id, prompt_ids=prompt_ids, sampling_params=sampling)
+
+
+def _finish(reason: str | None, *, stopped: bool, full: bool) -> FinishReason:
+    """How a call ended, by its tokens where verl's `reason` can't be trusted."""
+    if reason in _ABORTED:
+        return FinishReason.ABORT
+    return FinishReason.LENGTH if full and not stopped else FinishReason.STOP
 
 
 # Processed logprobs of vLLM may exceed 0 by a rounding of float32; more is no logprob, and refused.

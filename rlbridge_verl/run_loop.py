@@ -21,6 +21,7 @@ from verl.experimental.agent_loop.agent_loop import (
     AgentLoopOutput,
 )
 
+from rlbridge.contracts.reward import Reward
 from rlbridge.contracts.rollout import FinishReason, Rollout
 from rlbridge.errors import EngineError
 from rlbridge.onpolicy.build import Built, build
@@ -58,28 +59,8 @@ class NeMoGymRunAgentLoop(AgentLoopBase):
             EngineError: nothing was sampled that could be trained.
         """
         origin = Origin.of(fields)
-        server = await policy_server_of(self._worker, self.tokenizer)
-        session = await server.gateway.open_session(uuid.uuid4().hex, group_id=origin.uid)
-        limit = self._worker.limits.response_tokens
-        calls = ServerCalls(
-            self.server_manager,
-            session,
-            self._worker.ends,
-            sampling_params,
-            self._worker.max_model_len,
-        )
-        server.engine.open(session, calls, limit)
-        began = time.monotonic()
-        try:
-            reward, _ = await server.agent.run(row_in_session(origin.row, session))
-            rollout = await server.gateway.rollout(session)
-        finally:
-            preempted = server.engine.close(session)
-            await server.gateway.end_session(session)
+        reward, rollout, metrics = await self._play(origin, sampling_params)
         settled = await self._worker.scorer.settle(reward, origin)
-        metrics = AgentLoopMetrics(
-            generate_sequences=time.monotonic() - began, num_preempted=preempted
-        )
         outputs = self._outputs(rollout, metrics)
         if not outputs:
             await tell_sampler(origin, ENGINE_FAILED)
@@ -93,6 +74,32 @@ class NeMoGymRunAgentLoop(AgentLoopBase):
                 rollout, outputs
             )
         return outputs
+
+    async def _play(
+        self, origin: Origin, sampling_params: dict[str, Any]
+    ) -> tuple[Reward, Rollout, AgentLoopMetrics]:
+        """Have the agent run the row in a session of the gateway, which is closed in any case."""
+        server = await policy_server_of(self._worker, self.tokenizer)
+        session = await server.gateway.open_session(uuid.uuid4().hex, group_id=origin.uid)
+        calls = ServerCalls(
+            self.server_manager,
+            session,
+            self._worker.ends,
+            sampling_params,
+            self._worker.max_model_len,
+        )
+        server.engine.open(session, calls, self._worker.limits.response_tokens)
+        began = time.monotonic()
+        try:
+            reward, _ = await server.agent.run(row_in_session(origin.row, session))
+            rollout = await server.gateway.rollout(session)
+        finally:
+            preempted = server.engine.close(session)
+            await server.gateway.end_session(session)
+        metrics = AgentLoopMetrics(
+            generate_sequences=time.monotonic() - began, num_preempted=preempted
+        )
+        return reward, rollout, metrics
 
     def _outputs(self, rollout: Rollout, metrics: AgentLoopMetrics) -> list[AgentLoopOutput]:
         if not rollout.turns or rollout.masked is not None:
