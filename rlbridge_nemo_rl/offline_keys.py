@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlbridge.errors import ConfigError
-from rlbridge.run_config import RunConfig
+from rlbridge.run_config import RunConfig, TrainerSection
 from rlbridge_nemo_rl.keys import NO_EPOCH_LIMIT, largest_divisor
 from rlbridge_nemo_rl.offline_rows import conversations, pairs
 
@@ -22,12 +22,16 @@ _DATASETS: dict[str, tuple[str, Callable[[Path], Iterable[object]]]] = {
 }
 _METRICS = {"sft": "val:val_loss", "dpo": "val:validation-default_loss"}
 _BASE_MICRO_BATCH = {"sft": 1, "dpo": 2}  # of NeMo-RL's base YAMLs: what memory they are for
+_PACKED = (".gz", ".zst", ".parquet")
 _TRACKERS = ("wandb", "tensorboard", "mlflow", "swanlab")
-_MEANINGLESS = {
+# What means something, by section; None: nothing does.
+_MEANT: dict[str, set[str] | None] = {
     "gym": None,
     "agent": None,
     "rollout": {"prompts_per_step", "max_response_tokens"},
     "algorithm": {"name", "learning_rate", "kl_coef"},
+    "trainer": set(TrainerSection.model_fields)
+    - {"max_invalid_share", "invalid_window_steps", "stall_timeout_s"},
 }
 
 
@@ -37,51 +41,15 @@ def offline_keys(config: RunConfig, run_dir: Path) -> dict[str, Any]:
     Raises:
         ConfigError: a key is set that means nothing here, or a row can't be learned from.
     """
-    name, trainer, folder = config.algorithm.name, config.trainer, run_dir.resolve()
     refuse(config)
-    gpus = trainer.gpus_per_node * trainer.nodes
-    rows = config.rollout.prompts_per_step
-    if rows % gpus:
-        raise ConfigError(f"rollout.prompts_per_step: {rows} rows can't be split over {gpus} GPUs")
-    path = str(config.policy.path.resolve())
-    micro = largest_divisor(rows // gpus, _BASE_MICRO_BATCH[name])
-    keys: dict[str, Any] = {
-        "policy.model_name": path,
-        "policy.tokenizer.name": path,
-        "policy.tokenizer.chat_template": "default",  # the policy's own
-        "policy.train_global_batch_size": rows,
-        "policy.train_micro_batch_size": micro,
-        "policy.max_total_sequence_length": config.data.max_prompt_tokens
-        + config.rollout.max_response_tokens,
-        "policy.optimizer.kwargs.lr": config.algorithm.learning_rate,
-        "policy.megatron_cfg.optimizer.lr": config.algorithm.learning_rate,
-        "policy.megatron_cfg.optimizer.min_lr": config.algorithm.learning_rate,
-        "policy.megatron_cfg.scheduler.lr_warmup_init": 0.0,  # may not be above the rate
+    name = config.algorithm.name
+    keys = {
+        **_policy(config),
+        **_loop(config),
+        **_files(config, run_dir.resolve()),
         "data": _data(config),
-        f"{name}.max_num_steps": trainer.steps,
-        f"{name}.max_num_epochs": NO_EPOCH_LIMIT,
-        f"{name}.seed": trainer.seed,
-        f"{name}.val_period": trainer.validate_every or 0,
-        f"{name}.val_at_start": False,
-        f"{name}.val_at_end": False,
-        f"{name}.val_batches": 0,  # all of them
-        f"{name}.val_global_batch_size": rows,
-        f"{name}.val_micro_batch_size": micro,
-        "cluster.gpus_per_node": trainer.gpus_per_node,
-        "cluster.num_nodes": trainer.nodes,
-        "logger.log_dir": str(folder / "nemo_rl_logs"),
-        # NeMo-RL's sft.yaml turns on what needs an account and a network.
-        **{f"logger.{tracker}_enabled": False for tracker in _TRACKERS},
-        "logger.wandb.name": folder.name,
-        "logger.swanlab.name": folder.name,
-        "logger.mlflow.run_name": folder.name,
-        "checkpointing.enabled": trainer.save_every is not None,
-        "checkpointing.checkpoint_dir": str(folder / "checkpoints"),
-        "checkpointing.metric_name": _METRICS[name] if trainer.validate_every else None,
-        "rlbridge": {"algorithm": name, "run_dir": str(folder)},
+        "rlbridge": {"algorithm": name, "run_dir": str(run_dir.resolve())},
     }
-    if trainer.save_every is not None:
-        keys["checkpointing.save_period"] = trainer.save_every
     if name == "dpo":
         keys["dpo.reference_policy_kl_penalty"] = config.algorithm.kl_coef
     return keys
@@ -93,26 +61,99 @@ def refuse(config: RunConfig) -> None:
     Raises:
         ConfigError: naming the key.
     """
-    name = config.algorithm.name
-    for section, known in _MEANINGLESS.items():
+    name, data, trainer = config.algorithm.name, config.data, config.trainer
+    for section, known in _MEANT.items():
         found = getattr(config, section).model_fields_set - (known or set())
         if found:
             raise ConfigError(
                 f"{section}.{min(found)}: means nothing to algorithm.name={name}, which learns "
                 "from rows and not from rollouts; remove it"
             )
-    if config.verl:
-        raise ConfigError("verl: verl's native keys mean nothing to NeMo-RL; remove the section")
-    if config.data.mix:
-        raise ConfigError(f"data.mix: {name} takes one file; join them with `rlbridge transform`")
-    if config.data.prompt:
-        raise ConfigError(f"data.prompt: rows for {name} hold whole conversations; remove it")
-    if config.trainer.device == "cpu":
-        raise ConfigError("trainer.device=cpu: NeMo-RL trains on GPUs only")
-    if name == "dpo" and config.algorithm.kl_coef <= 0:
-        raise ConfigError("algorithm.kl_coef: DPO needs one above 0 (its beta), 0.1 say")
-    if config.trainer.validate_every is not None and config.data.validation is None:
-        raise ConfigError("trainer.validate_every: there is nothing to validate on")
+    gpus, rows = trainer.gpus_per_node * trainer.nodes, config.rollout.prompts_per_step
+    packed = next((p for p in (data.train, data.validation) if p and p.suffix in _PACKED), None)
+    has_kl = config.algorithm.kl_coef > 0
+    rules = (
+        (config.verl, "verl: verl's native keys mean nothing to NeMo-RL; remove the section"),
+        (data.mix, f"data.mix: {name} takes one file; join them with `rlbridge transform`"),
+        (data.prompt, f"data.prompt: rows for {name} hold whole conversations; remove it"),
+        (
+            packed,
+            f"data: {packed} is packed; make it a .jsonl file, which `rlbridge transform {name}` "
+            "writes as plain lines",
+        ),
+        (trainer.device == "cpu", "trainer.device=cpu: NeMo-RL trains on GPUs only"),
+        (rows % gpus, f"rollout.prompts_per_step: {rows} rows can't be split over {gpus} GPUs"),
+        (
+            name == "dpo" and not has_kl,
+            "algorithm.kl_coef: DPO needs one above 0 (its beta), 0.1 say",
+        ),
+        (name == "sft" and has_kl, "algorithm.kl_coef: SFT has no policy to stay near; remove it"),
+        (
+            trainer.validate_every is not None and data.validation is None,
+            "trainer.validate_every: there is nothing to validate on; set data.validation",
+        ),
+    )
+    for broken, message in rules:
+        if broken:
+            raise ConfigError(message)
+
+
+def _policy(config: RunConfig) -> dict[str, Any]:
+    path, rate = str(config.policy.path.resolve()), config.algorithm.learning_rate
+    return {
+        "policy.model_name": path,
+        "policy.tokenizer.name": path,
+        "policy.tokenizer.chat_template": "default",  # the policy's own
+        "policy.train_global_batch_size": config.rollout.prompts_per_step,
+        "policy.train_micro_batch_size": _micro_batch(config),
+        "policy.max_total_sequence_length": config.data.max_prompt_tokens
+        + config.rollout.max_response_tokens,
+        "policy.optimizer.kwargs.lr": rate,
+        "policy.megatron_cfg.optimizer.lr": rate,
+        "policy.megatron_cfg.optimizer.min_lr": rate,
+        "policy.megatron_cfg.scheduler.lr_warmup_init": 0.0,  # may not be above the rate
+        "cluster.gpus_per_node": config.trainer.gpus_per_node,
+        "cluster.num_nodes": config.trainer.nodes,
+    }
+
+
+def _micro_batch(config: RunConfig) -> int:
+    per_gpu = config.rollout.prompts_per_step // (
+        config.trainer.gpus_per_node * config.trainer.nodes
+    )
+    return largest_divisor(per_gpu, _BASE_MICRO_BATCH[config.algorithm.name])
+
+
+def _loop(config: RunConfig) -> dict[str, Any]:
+    name, trainer = config.algorithm.name, config.trainer
+    return {
+        f"{name}.max_num_steps": trainer.steps,
+        f"{name}.max_num_epochs": NO_EPOCH_LIMIT,
+        f"{name}.seed": trainer.seed,
+        f"{name}.val_period": trainer.validate_every or 0,
+        f"{name}.val_at_start": False,
+        f"{name}.val_at_end": False,
+        f"{name}.val_batches": 0,  # all of them
+        f"{name}.val_global_batch_size": config.rollout.prompts_per_step,
+        f"{name}.val_micro_batch_size": _micro_batch(config),
+    }
+
+
+def _files(config: RunConfig, folder: Path) -> dict[str, Any]:
+    every, validates = config.trainer.save_every, config.trainer.validate_every is not None
+    keys: dict[str, Any] = {
+        "logger.log_dir": str(folder / "nemo_rl_logs"),
+        # NeMo-RL's sft.yaml turns on what needs an account and a network.
+        **{f"logger.{tracker}_enabled": False for tracker in _TRACKERS},
+        "logger.wandb.name": folder.name,
+        "logger.swanlab.name": folder.name,
+        "logger.mlflow.run_name": folder.name,
+        "checkpointing.enabled": every is not None,
+        "checkpointing.checkpoint_dir": str(folder / "checkpoints"),
+        # The best by validation where there is any, else the newest.
+        "checkpointing.metric_name": _METRICS[config.algorithm.name] if validates else None,
+    }
+    return keys | ({"checkpointing.save_period": every} if every is not None else {})
 
 
 def _data(config: RunConfig) -> dict[str, Any]:

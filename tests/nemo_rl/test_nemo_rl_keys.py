@@ -200,7 +200,8 @@ def test_what_nemo_rl_cannot_honour_is_refused_by_name(
 def offline(tmp_path: Path, name: str, *rows: Any, **sections: Any) -> dict[str, Any]:
     path = tmp_path / "offline.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = {"algorithm": {"name": name, "kl_coef": 0.1}, "rollout": {"prompts_per_step": 1}}
+    kl = {"kl_coef": 0.1} if name == "dpo" else {}
+    given = {"algorithm": {"name": name} | kl, "rollout": {"prompts_per_step": 1}}
     return offline_keys(config(path, **(given | sections)), tmp_path / "run")
 
 
@@ -251,16 +252,39 @@ def test_a_step_of_more_rows_than_there_are_is_refused(tmp_path: Path) -> None:
         offline(tmp_path, "sft", SFT_ROW, rollout={"prompts_per_step": 8})
 
 
-def test_a_gym_means_nothing_to_sft(tmp_path: Path, rows: Path) -> None:
-    given = config(rows, algorithm={"name": "sft"}, gym={"url": "http://127.0.0.1:9"})
-    with pytest.raises(ConfigError, match=r"^gym\.url: means nothing to algorithm\.name=sft"):
-        offline_keys(given, tmp_path)
+@pytest.mark.parametrize(
+    ("section", "values", "key"),
+    [
+        ("gym", {"url": "http://127.0.0.1:9"}, "gym.url"),
+        ("agent", {"loop": "tools"}, "agent.loop"),
+        ("rollout", {"prompts_per_step": 1, "temperature": 0.5}, "rollout.temperature"),
+        ("algorithm", {"name": "sft", "entropy_coef": 0.1}, "algorithm.entropy_coef"),
+        ("trainer", {"stall_timeout_s": 9.0}, "trainer.stall_timeout_s"),
+    ],
+)
+def test_what_means_nothing_without_rollouts_is_refused_by_name(
+    tmp_path: Path, section: str, values: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key}: means nothing to algorithm\.name=sft"):
+        offline(tmp_path, "sft", SFT_ROW, **{section: values})
 
 
-def test_a_prompt_config_means_nothing_to_rows_of_conversations(tmp_path: Path, rows: Path) -> None:
-    given = config(rows, algorithm={"name": "sft"}, data={"prompt": "generic/math"})
-    with pytest.raises(ConfigError, match=r"^data\.prompt"):
-        offline_keys(given, tmp_path)
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"validation": "r.parquet"}}, "data: r.parquet is packed; .*transform sft"),
+        ({"data": {"prompt": "generic/math"}}, "data.prompt: rows for sft hold whole"),
+        ({"algorithm": {"name": "sft", "kl_coef": 0.1}}, "algorithm.kl_coef: SFT has no"),
+        ({"algorithm": {"name": "dpo"}}, "algorithm.kl_coef: DPO needs one above 0"),
+        ({"trainer": {"gpus_per_node": 2}}, "rollout.prompts_per_step: 1 rows can't be split"),
+        ({"trainer": {"validate_every": 2}}, "trainer.validate_every: .* set data.validation"),
+    ],
+)
+def test_what_sft_and_dpo_cannot_do_is_refused_by_name(
+    tmp_path: Path, sections: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        offline(tmp_path, "sft", SFT_ROW, **sections)
 
 
 def test_verl_refuses_what_only_nemo_rl_launches(tmp_path: Path, rows: Path) -> None:

@@ -56,7 +56,8 @@ def train(tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         config = {
             "policy": {"path": str(policy)},
             "data": {"train": str(rows), "max_prompt_tokens": 200},
-            "algorithm": {"name": name, "learning_rate": 5e-3, "kl_coef": 0.1},
+            "algorithm": {"name": name, "learning_rate": 5e-3}
+            | ({"kl_coef": 0.1} if name == "dpo" else {}),
             "rollout": {"prompts_per_step": 8, "max_response_tokens": 100},
             "trainer": {"steps": STEPS, "output_dir": str(tmp_path / "run")},
             "nemo_rl": {"logger.monitor_gpus": False},
@@ -183,6 +184,17 @@ def test_dpo_learns_to_prefer_what_was_chosen(
     assert all(re.search("It is", text) for text in better)
 
 
+def test_the_seed_decides_the_order_of_rows(tmp_path: Path, train: Any) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"input": "{n}", "output": "{n}"}}\n' for n in range(32)))
+    seen = [
+        train("sft", rows, trainer={"seed": seed, "steps": 1}, rollout={"prompts_per_step": 16})[2]
+        for seed in (3, 3, 4)
+    ]
+    assert seen[0] == seen[1]
+    assert seen[0] != seen[2]
+
+
 def test_rows_that_are_too_long_are_refused_before_the_workers_start(
     tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,25 +221,15 @@ def launched(*arguments: str) -> subprocess.Popen[str]:
 def test_a_stopped_run_goes_on_and_its_checkpoint_becomes_a_model_for_others(
     tmp_path: Path, policy: Path, its_tokenizer: Any, name: str
 ) -> None:
-    rollouts = single_answers(tmp_path / "rollouts.jsonl")
-    rows = transformed(rollouts, tmp_path / "rows.jsonl", name)
     (policy / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
-    config = tmp_path / "run.yaml"
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "policy": {"path": str(policy)},
-                "data": {"train": str(rows), "validation": str(rows), "max_prompt_tokens": 64},
-                "algorithm": {"name": name, "learning_rate": 1e-3}
-                | ({"kl_coef": 0.1} if name == "dpo" else {}),
-                "rollout": {"prompts_per_step": 8, "max_response_tokens": 64},
-                "trainer": {"steps": 100_000, "save_every": 1, "validate_every": 1},
-                "nemo_rl": {"logger.monitor_gpus": False, "checkpointing.keep_top_k": 2},
-            }
-        )
-    )
     run = tmp_path / "run"
-    command = ["run", "-f", "nemo_rl", "-c", str(config), f"trainer.output_dir={run}"]
+    command = [
+        "run", "-f", "nemo_rl", "-c", f"examples/nemo_rl/{name}.yaml", f"policy.path={policy}",
+        f"data.validation=examples/nemo_rl/{name}_rows.jsonl", "algorithm.learning_rate=1e-3",
+        "trainer.steps=100000", "trainer.save_every=1", "trainer.validate_every=1",
+        f"trainer.output_dir={run}", "nemo_rl.logger.monitor_gpus=false",
+        "nemo_rl.checkpointing.keep_top_k=2",
+    ]  # fmt: skip
     process = launched(*command)
     deadline = time.monotonic() + 240
     while not list(run.glob("checkpoints/step_[3-9]")) and process.poll() is None:
