@@ -95,8 +95,9 @@ def _told(groups: list[dict[str, Row]]) -> str | None:
         for rows in groups[:_SHOWN]
     ]
     more = f"; and {len(groups) - _SHOWN} more prompts" if len(groups) > _SHOWN else ""
+    prompts = "a prompt" if len(groups) == 1 else f"{len(groups)} prompts"
     return (
-        f"data: {sum(map(len, groups))} rows share {len(groups)} prompts with rows whose fields "
-        f"differ: {'; '.join(shown)}{more}. Where such rows meet in a step, NeMo-RL takes their "
-        "samples for one group, with one baseline; make the prompts distinct, or drop rows"
+        f"data: {sum(map(len, groups))} rows share {prompts} with rows whose fields differ: "
+        f"{'; '.join(shown)}{more}. Where such rows meet in a step, NeMo-RL takes their samples "
+        "for one group, with one baseline; make the prompts distinct, or drop rows"
     )

@@ -231,7 +231,7 @@ def test_rows_that_share_a_prompt_and_not_their_fields_are_told(
     train, _ = set_up(tokenizer, train={"data_path": written(tmp_path / "rows.jsonl", rows)})
     told = check_prompts(train)
     assert told is not None
-    assert "2 rows share 1 prompts with rows whose fields differ" in told
+    assert "2 rows share a prompt with rows whose fields differ" in told
     assert f"{tmp_path}/rows.jsonl:1 and {tmp_path}/rows.jsonl:3 (other expected)" in told
     path = written(tmp_path / "fine.jsonl", [rows[0], rows[1], rows[3]])
     mix = [{"data_path": written(tmp_path / "more.jsonl", [make_row("c")])}]
