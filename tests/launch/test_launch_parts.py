@@ -19,7 +19,7 @@ from rlbridge.launch import processes
 from rlbridge.launch.progress import Progress
 from rlbridge.launch.run import move_aside, write_secret
 from rlbridge.launch.screen import Screen
-from rlbridge.launch.summary import draw_rewards, summarize, write_summary
+from rlbridge.launch.summary import draw_losses, draw_rewards, summarize, write_summary
 from rlbridge.ledger import RewardLedger
 
 
@@ -108,6 +108,47 @@ def test_the_screen_shows_each_step_and_each_masked_row(
     assert "2/2" in text
     assert "0.750" in text
     assert terminal or "row 7: masked" in text
+
+
+@pytest.fixture
+def offline(tmp_path: Path) -> Progress:
+    """Two steps of a run without rewards, the second one validated."""
+
+    def read(line: Mapping[str, Any]) -> StepMetrics:
+        return StepMetrics(line["step"], loss=line["loss"], val_loss=line["val"], step_s=2.0)
+
+    native = NativeRun({}, [], {}, "", tmp_path / "native.jsonl", read)
+    append(native.metrics_path, {"step": 1, "loss": 0.5, "val": None})
+    append(native.metrics_path, {"step": 2, "loss": 0.25, "val": 0.375})
+    progress = Progress(tmp_path, native)
+    progress.poll()
+    return progress
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_run_without_rewards_shows_its_loss(
+    tmp_path: Path, offline: Progress, terminal: bool
+) -> None:
+    console = Console(
+        record=True, force_terminal=terminal, width=120, file=(tmp_path / "o").open("w")
+    )
+    with Screen("title", 2, console, rewarded=False) as screen:
+        screen.show(offline.steps, offline, 1.0)
+    console.file.close()
+    text = console.export_text()
+    assert "0.2500" in text
+    assert "0.3750" in text
+    assert "reward" not in text
+    summary = summarize(offline, peak_rss_mb=0.0)
+    assert summary["loss_first3"] == pytest.approx(0.375)
+    assert summary["val_loss_last"] == pytest.approx(0.375)
+    assert summary["reward_first3"] is None
+
+
+def test_its_picture_is_a_png(tmp_path: Path, offline: Progress) -> None:
+    pytest.importorskip("matplotlib", reason="loss.png needs the plot extra")
+    assert draw_losses(tmp_path / "loss.png", offline.steps, "title")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_earlier_run_is_moved_aside_whole(tmp_path: Path) -> None:
