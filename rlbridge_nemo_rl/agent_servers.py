@@ -20,7 +20,7 @@ from rlbridge.errors import ConfigError
 from rlbridge.run_config import AgentServer
 from rlbridge_nemo_rl.actor_behind import ActorBehind
 from rlbridge_nemo_rl.agent_rewards import LEDGER
-from rlbridge_nemo_rl.gym_calls import GATEWAY
+from rlbridge_nemo_rl.gym_calls import AGENTS, CLIENT, GATEWAY
 from rlbridge_nemo_rl.gym_gateway import GymGateway
 
 MODEL = "policy"
@@ -121,8 +121,6 @@ class AgentServers:
 
     def actor_config(self) -> dict[str, Any]:
         """What that actor is told beside NeMo-RL's own config."""
-        from rlbridge_nemo_rl.running_agents import AGENTS, CLIENT
-
         return {
             "base_urls": [],
             AGENTS: [

@@ -22,6 +22,10 @@ from rlbridge_nemo_rl.agent_rewards import ORIGIN
 
 GATEWAY = "rlbridge_gateway"
 """Key of our Gym actor's config: the gateway's URL."""
+AGENTS = "rlbridge_agents"
+"""Key of the actor's config where agents run already: of each its `url` and `rlbridge_gateway`."""
+CLIENT = "rlbridge_client"
+"""Likewise: the client's config without its URLs (`GymConfig`)."""
 SESSION_KEY = "rlbridge_session"
 """Where the gateway looks for a rollout's session in `metadata`."""
 

@@ -16,12 +16,8 @@ from rlbridge.contracts.reward import FailureClass, InvalidReward
 from rlbridge.gym import GymClient
 from rlbridge_nemo_rl.agent_rewards import is_result
 from rlbridge_nemo_rl.gym_agents import Played, _Gym
-from rlbridge_nemo_rl.gym_calls import GATEWAY, Calls
+from rlbridge_nemo_rl.gym_calls import AGENTS, CLIENT, GATEWAY, Calls
 
-AGENTS = "rlbridge_agents"
-"""Key of the actor's config: the agents, `{url, rlbridge_gateway}`."""
-CLIENT = "rlbridge_client"
-"""Key of the actor's config: the client's, without its URLs (`GymConfig`)."""
 _ROW_INDEX = "_rowidx"  # NeMo-RL's own; no agent's business
 
 
