@@ -28,7 +28,7 @@ STOPPED_ON_PURPOSE = 3
 # What a run writes; an earlier run's are moved aside, its checkpoints too unless resumed.
 RUN_FILES = (
     "events.jsonl", "metrics.jsonl", "verl_metrics.jsonl",
-    "nemo_rl_metrics.jsonl", "nemo_rl_logs", "rewards", "train.log", "gym.log",
+    "nemo_rl_metrics.jsonl", "nemo_rl_logs", "rewards", "train.log", "gym", "gym.log",
     "summary.json", "reward.png", "loss.png", "native.yaml",
 )  # fmt: skip
 
