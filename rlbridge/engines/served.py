@@ -11,7 +11,8 @@ from rlbridge.engines.transport import EngineHttp
 from rlbridge.errors import ConfigError, EngineError
 
 Json = dict[str, Any]
-# What probes send: in every vocabulary, above the special tokens that some have in front; no chat template's text.
+# What probes send: in every vocabulary, above the special tokens that some have in front, and no
+# chat template's text.
 PROMPTS: Final = ([71, 83, 67, 79, 73], [97, 61, 103, 59], [89, 53, 101])
 MESSAGES: Final = [{"role": "user", "content": "Hi"}]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rlbridge.testing.server import GymServer
     from rlbridge.testing.vllm_model import FakeModel
     from rlbridge.testing.vllm_nemo_rl import Exact
-    from rlbridge.testing.vllm_replies import Parsers
+    from rlbridge.testing.vllm_parts import Parsers
     from rlbridge.testing.vllm_requests import EngineFault
     from rlbridge.testing.vllm_server import VllmServer
 
@@ -34,7 +34,7 @@ _HOMES = {
     "Faults": "faults",
     "GymMock": "mock",
     "GymServer": "server",
-    "Parsers": "vllm_replies",
+    "Parsers": "vllm_parts",
     "VllmServer": "vllm_server",
     "make_message": "builders",
     "make_response": "builders",

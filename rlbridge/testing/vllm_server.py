@@ -12,15 +12,17 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 from uuid import uuid4
 
 import orjson
 
 from rlbridge.testing.exchange import Exchange, LocalServer
+from rlbridge.testing.vllm_chunks import DONE, Streamer, event
 from rlbridge.testing.vllm_model import Answers, FakeModel, Sample
 from rlbridge.testing.vllm_nemo_rl import Exact, NemoRlRequests
-from rlbridge.testing.vllm_replies import DONE, Json, Parsers, Writer, event
+from rlbridge.testing.vllm_parts import Json, Parsers, Parts
+from rlbridge.testing.vllm_replies import Writer, add_message_fields, text_alone
 from rlbridge.testing.vllm_requests import (
     EngineFault,
     RefusedError,
@@ -29,6 +31,7 @@ from rlbridge.testing.vllm_requests import (
     error_body,
 )
 
+_P = TypeVar("_P", bound=Parts)
 _SLOW_S: Final = 30.0
 _GENERATES: Final = {
     "/v1/chat/completions": "chat",
@@ -237,9 +240,9 @@ class VllmServer(LocalServer):
         samples = [self.fake.sample(prompt, params, index) for index in range(count)]
         if fault == EngineFault.ABORT:
             samples = [aborted(sample, len(sample.token_ids) // 2) for sample in samples]
-        writer = self._writer(wire, prompt, body)
         if body.get("stream"):
-            chunks = writer.chunks(wire, samples[0], text=self._in_text(body))
+            streamer = self._writer(Streamer, wire, prompt, body)
+            chunks = streamer.chunks(wire, samples[0], text=self._in_text(body))
             cut = len(samples[0].token_ids) // 2 if fault == EngineFault.RESET_MID_BODY else None
             return await self._stream(exchange, chunks, cut)
         if self.token_s:
@@ -249,15 +252,15 @@ class VllmServer(LocalServer):
             samples = [
                 aborted(s, reached) if reached < len(s.token_ids) else s for s in samples
             ]  # fmt: skip
-        reply = self._reply(writer, wire, samples, body, fault)
-        data = orjson.dumps(reply)
+        writer = self._writer(Writer, wire, prompt, body)
+        data = orjson.dumps(self._reply(writer, wire, samples, body, fault))
         if fault == EngineFault.TRUNCATED_JSON:
             data = data[: len(data) // 2]
         return await exchange.send(200, data, half=fault == EngineFault.RESET_MID_BODY)
 
-    def _writer(self, wire: str, prompt: list[int], body: Json) -> Writer:
+    def _writer(self, made: type[_P], wire: str, prompt: list[int], body: Json) -> _P:
         prefix = {"chat": "chatcmpl-", "completions": "cmpl-", "generate": "generate-tokens-"}[wire]
-        return Writer(
+        return made(
             self.fake.tokenizer,
             self.model,
             f"{prefix}{uuid4().hex[:16]}",
@@ -280,27 +283,14 @@ class VllmServer(LocalServer):
         body: Json,
         fault: EngineFault | str | None,
     ) -> Json:
-        if wire == "generate":
-            reply = writer.generate(samples, text=self._in_text(body))
-        else:
-            reply = writer.chat(samples) if wire == "chat" else writer.completion(samples)
+        reply = writer.reply(wire, samples, text=self._in_text(body))
         if fault == EngineFault.LOST_LOGPROBS:
             for choice in reply["choices"]:
                 for values in (choice["logprobs"] or {}).values():
                     values.pop()
         if self.message_fields and body.get("logprobs"):
-            for choice, sample in zip(reply["choices"], samples, strict=True):
-                choice["message"] |= {
-                    "prompt_token_ids": writer.prompt,
-                    "generation_token_ids": sample.token_ids,
-                    "generation_log_probs": sample.logprobs,
-                }
-        if self.kind == "text":
-            reply = {key: value for key, value in reply.items() if value is not None}
-            for choice in reply["choices"]:
-                choice.pop("token_ids", None)
-            reply.pop("prompt_token_ids", None)
-        return reply
+            add_message_fields(reply, writer.prompt, samples)
+        return text_alone(reply) if self.kind == "text" else reply
 
     async def _wait_tokens(self, exchange: Exchange, count: int) -> int | None:
         """How many tokens there is time for before an abort; None if the client left."""
