@@ -1,4 +1,3 @@
-import json
 import random
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from rlbridge.rollouts.config import PlayConfig
 from rlbridge.rollouts.run import CollectRun
 from rlbridge.rollouts.store import failures_path
 from rlbridge.testing import Behaviour, FaultKind, Faults, GymServer, make_response, make_row
+from tests.json_lines import read_lines, write_lines
 
 
 def no_tokenizer(name: str) -> Any:
@@ -40,12 +40,7 @@ def agent(**fields: Any) -> Behaviour:
 
 def write_rows(path: Path, count: int) -> Path:
     rows = [make_row(f"task {n}", expected_answer=str(n)) for n in range(count)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
+    return write_lines(path, rows)
 
 
 def index_of(row: dict[str, Any]) -> tuple[int, int]:
@@ -78,7 +73,7 @@ async def test_rows_have_gyms_form_and_every_repeat_is_there_once(tmp_path: Path
         summary = await runs.run(repeats=3, ordered=True)
     assert summary["done"] == summary["total"] == 60
     assert summary["failed"] == {}
-    rows = lines(runs.output)
+    rows = read_lines(runs.output)
     assert [index_of(row) for row in rows] == [(t, r) for t in range(20) for r in range(3)]
     row = rows[7]
     assert row["response"]["output"][0]["content"][0]["text"].startswith("2/1 ")
@@ -106,7 +101,7 @@ async def test_an_invalid_reward_is_a_failure_with_its_reason_and_never_a_row(
         runs = Runs(tmp_path, server.url)
         summary = await runs.run(Pace(1, 1, timeout_s=20.0))
         assert summary["failed"] == {"non_finite": 1, "missing_reward": 1, "bad_row": 1}
-        failures = lines(failures_path(runs.output))
+        failures = read_lines(failures_path(runs.output))
         assert [index_of(row) for row in failures] == [(0, 0), (1, 0), (2, 0)]
         assert all("reward" not in row for row in failures)
         assert failures[0]["_ng_failure_class"] == "non_finite"
@@ -119,7 +114,7 @@ async def test_an_invalid_reward_is_a_failure_with_its_reason_and_never_a_row(
         last = await runs.run(retry_failed=True)
     assert last["done"] == 20
     assert not failures_path(runs.output).exists()
-    assert sorted(index_of(row) for row in lines(runs.output)) == [(n, 0) for n in range(20)]
+    assert sorted(index_of(row) for row in read_lines(runs.output)) == [(n, 0) for n in range(20)]
 
 
 async def test_what_infrastructure_fails_is_tried_again_and_the_tries_are_counted(
@@ -131,7 +126,7 @@ async def test_what_infrastructure_fails_is_tried_again_and_the_tries_are_counte
         first = await runs.run(Pace(1, 3, backoff_s=0.001))
         assert (first["failed"], first["retries"]) == ({"server_error": 2}, 4)
         await runs.run(Pace(1, 3, backoff_s=0.001), retry_failed=True)
-        attempts = [row["_rlbridge_attempts"] for row in lines(failures_path(runs.output))]
+        attempts = [row["_rlbridge_attempts"] for row in read_lines(failures_path(runs.output))]
         assert attempts == [6, 6]
         server.behaviour.faults = Faults(rate=0.4, kinds=[FaultKind.STATUS_500, FaultKind.RESET])
         last = await runs.run(Pace(2, 50, backoff_s=0.001), retry_failed=True)
@@ -144,7 +139,7 @@ async def test_many_failures_in_a_row_end_the_run_with_what_to_do(tmp_path: Path
         runs = Runs(tmp_path, server.url, rows=50)
         with pytest.raises(RunError, match=r"5 rollouts in a row failed.*--retry-failed"):
             await runs.run(Pace(2, 1, give_up_after=5))
-        assert len(lines(failures_path(runs.output))) < 10
+        assert len(read_lines(failures_path(runs.output))) < 10
         server.behaviour.faults = Faults()
         assert (await runs.run(retry_failed=True))["done"] == 50
 
@@ -266,7 +261,7 @@ def test_kill_minus_nine_at_any_moment_loses_no_row_and_doubles_none(tmp_path: P
             assert run.returncode == 0, said
     assert "of them before" in said
     assert killed.read_bytes() == whole.read_bytes()
-    assert len(lines(killed)) == 200
+    assert len(read_lines(killed)) == 200
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path: Path) -> None:
@@ -278,4 +273,4 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path: Path) -> None:
     assert run.returncode == 130, said
     assert "the same command goes on with it" in said
     assert "Traceback" not in said
-    assert lines(output)
+    assert read_lines(output)

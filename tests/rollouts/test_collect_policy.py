@@ -24,6 +24,7 @@ from rlbridge.testing import Behaviour, FaultKind, Faults, GymServer, make_row
 from rlbridge.testing.byte_tokenizer import ByteTokenizer
 from rlbridge.testing.vllm_requests import EngineFault
 from rlbridge.testing.vllm_server import VllmServer
+from tests.json_lines import read_lines, write_lines
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"n": 2}}\n</tool_call>'
 TOOLS = [{"type": "function", "name": "add", "parameters": {"type": "object", "properties": {}}}]
@@ -53,12 +54,7 @@ def write_rows(path: Path, count: int, **params: Any) -> Path:
     rows = [make_row(f"task {n}") for n in range(count)]
     for row in rows:
         row["responses_create_params"] |= params
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
+    return write_lines(path, rows)
 
 
 async def collect(
@@ -111,7 +107,7 @@ async def test_tools_are_answered_in_the_rollouts_session_and_tokens_stay_contig
     assert (summary["done"], summary["reward_mean"]) == (12, 1.0)
     assert summary["without_token_fields"] == 0
     assert "exact tokens" in (tmp_path / "said.txt").read_text()
-    for row in lines(tmp_path / "out.jsonl"):
+    for row in read_lines(tmp_path / "out.jsonl"):
         turns = turns_from_response(row["response"])
         assert len(turns) == 3
         for turn, after in pairwise(turns):
@@ -151,7 +147,7 @@ async def test_options_reach_the_policy_and_the_row_says_what_was_asked(
         await collect(tmp_path, rows, policy=engine.url, gym=gym.url, **play)
         asked = [body for body in engine.generations if body.get("max_tokens") == 9]
     assert [body["temperature"] for body in asked] == [0.7] * 4
-    params = lines(tmp_path / "out.jsonl")[0]["responses_create_params"]
+    params = read_lines(tmp_path / "out.jsonl")[0]["responses_create_params"]
     assert (params["temperature"], params["max_output_tokens"]) == (0.7, 9)
 
 
@@ -164,7 +160,7 @@ async def test_a_lost_session_is_a_failure_and_never_a_reward(tmp_path: Path) ->
         summary = await collect(tmp_path, rows, policy=engine.url, gym=gym.url)
     assert summary["done"] == 0
     assert summary["failed"] == {"lost_session": 4}
-    failure = lines(failures_path(tmp_path / "out.jsonl"))[0]
+    failure = read_lines(failures_path(tmp_path / "out.jsonl"))[0]
     assert failure["_rlbridge_attempts"] == 2
     assert "reward" not in failure
 
@@ -207,7 +203,7 @@ async def test_rows_of_raw_fields_are_collected_by_the_prompt_they_are_trained_w
 ) -> None:
     source, own = tmp_path / "rows.jsonl", tmp_path / "own.yaml"
     raw = [{"problem": f"{n} + {{x}}", "expected": "ok", "note": None} for n in range(2)]
-    source.write_text("".join(json.dumps(row) + "\n" for row in raw))
+    write_lines(source, raw)
     own.write_text("user: 'Q: {problem}'\n")
     async with GymServer(Behaviour()) as gym, VllmServer("ok") as engine:
         there = {"policy": engine.url, "gym": gym.url}
@@ -218,7 +214,7 @@ async def test_rows_of_raw_fields_are_collected_by_the_prompt_they_are_trained_w
             await collect(tmp_path, source, prompt=str(own), **there)
         judged = [body for route, body in gym.behaviour.requests if route == "/verify"]
     made = [PromptConfig.load("generic/math").apply(row) for row in raw]
-    asked = [row["responses_create_params"]["input"] for row in lines(tmp_path / "out.jsonl")]
+    asked = [row["responses_create_params"]["input"] for row in read_lines(tmp_path / "out.jsonl")]
     assert asked == [row["responses_create_params"]["input"] for row in made for _ in range(2)]
     assert len(judged) == 4
     for body in judged:

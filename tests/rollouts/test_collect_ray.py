@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 from pathlib import Path
@@ -11,6 +10,7 @@ from rlbridge.rollouts.collect import Pace
 from rlbridge.rollouts.config import PlayConfig
 from rlbridge.rollouts.run import CollectRun
 from rlbridge.testing import Behaviour, GymServer, make_response, make_row
+from tests.json_lines import read_lines, write_lines
 
 PYTHONPATH = os.pathsep.join([str(Path.cwd()), str(Path(__file__).parent)])
 pytestmark = pytest.mark.verl  # Ray comes with it
@@ -44,8 +44,7 @@ def agent_answer(_session: str, body: dict[str, Any]) -> dict[str, Any]:
 async def test_workers_of_a_cluster_play_and_one_that_dies_costs_no_row(
     cluster: Any, tmp_path: Path
 ) -> None:
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps(make_row(f"task {n}")) + "\n" for n in range(60)))
+    rows = write_lines(tmp_path / "rows.jsonl", (make_row(f"task {n}") for n in range(60)))
     killed: list[int] = []
 
     def answer(session: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +69,7 @@ async def test_workers_of_a_cluster_play_and_one_that_dies_costs_no_row(
         summary = await run.execute()
     assert killed
     assert summary["failed"] == {}
-    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
+    found = read_lines(tmp_path / "out.jsonl")
     indices = [(row["_ng_task_index"], row["_ng_rollout_index"]) for row in found]
     assert indices == [(task, repeat) for task in range(60) for repeat in range(2)]
 

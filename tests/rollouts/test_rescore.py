@@ -19,6 +19,7 @@ from rlbridge.testing import (
     make_tool_call,
 )
 from rlbridge.testing.behaviour import Answer
+from tests.json_lines import read_lines, write_lines
 
 QUICK = Pace(concurrency=4, attempts=2, backoff_s=0.001, timeout_s=20.0)
 
@@ -30,12 +31,7 @@ def rollout(number: int, text: str, **fields: Any) -> dict[str, Any]:
 
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
+    return write_lines(path, rows)
 
 
 async def rescore(source: Path, judge: Judge, **options: Any) -> dict[str, Any]:
@@ -63,7 +59,7 @@ async def test_new_verdicts_stand_beside_the_old_ones_and_the_table_counts_the_c
         "valid → lower": 1,
         "valid → same": 1,
     }
-    rows = lines(tmp_path / "new.jsonl")
+    rows = read_lines(tmp_path / "new.jsonl")
     assert [row["reward"] for row in rows] == [1.0, 1.0, 0.0, 1.0, 1.0]
     before = [row["_rlbridge_previous_rewards"][-1] for row in rows]
     assert before[0] == {"reward": 1.0, "reward_components": {"a": 0.5}}
@@ -88,7 +84,7 @@ async def test_rows_of_every_form_are_judged_and_those_without_a_rollout_say_so(
     summary = await rescore(source, Judge(evaluator="exact_match"))
     assert summary["done"] == 2
     assert summary["failed"] == {"bad_row": 1}
-    failure = lines(failures_path(tmp_path / "new.jsonl"))[0]
+    failure = read_lines(failures_path(tmp_path / "new.jsonl"))[0]
     assert failure["_ng_task_index"] == 2
     assert "no rollout here" in failure["_rlbridge_failure_detail"]
 
@@ -104,7 +100,7 @@ async def test_a_gym_judges_again_and_its_failures_are_no_zeros(tmp_path: Path) 
         assert summary["verdicts"] == {"valid → higher": 5, "valid → invalid": 1}
         last = await rescore(source, Judge(gym=server.url), retry_failed=True)
     assert last["done"] == 6
-    assert "reward" not in json.dumps([r for r in lines(source) if r["reward"]])
+    assert "reward" not in json.dumps([r for r in read_lines(source) if r["reward"]])
 
 
 class Stateful(Behaviour):
@@ -153,7 +149,7 @@ async def test_an_environment_whose_verdict_needs_its_session_is_refused_or_repl
     assert sorted(calls) == [2, 2, 3, 3]
     assert summary["done"] == 1
     assert summary["failed"] == {"bad_row": 1}
-    failure = lines(failures_path(tmp_path / "new.jsonl"))[0]
+    failure = read_lines(failures_path(tmp_path / "new.jsonl"))[0]
     assert "answers otherwise" in failure["_rlbridge_failure_detail"]
 
 

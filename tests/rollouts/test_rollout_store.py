@@ -15,6 +15,7 @@ from rlbridge.errors import ConfigError, ContractError
 from rlbridge.rollouts.failures import RolloutFailure
 from rlbridge.rollouts.index import ENTRY_BYTES, Key
 from rlbridge.rollouts.store import Store, failures_path
+from tests.json_lines import read_lines
 
 ASKED = {"input": "abc", "repeats": 2}
 DOWN = RolloutFailure("connection", Fault.INFRASTRUCTURE, "nobody answered")
@@ -31,10 +32,6 @@ def keys(count: int) -> list[Key]:
 async def fill(output: Path, todo: list[Key]) -> None:
     async with Store(output, ASKED) as store:
         await asyncio.gather(*(store.put(key, row_of(key)) for key in todo))
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def index(output: Path) -> Path:
@@ -70,7 +67,7 @@ async def test_whatever_is_cut_off_the_files_whole_rows_stay_and_none_comes_twic
         missing = [key for key in keys(30) if key not in store.done]
         for key in missing:
             await store.put(key, row_of(key))
-    assert sorted(lines(output), key=json.dumps) == sorted(
+    assert sorted(read_lines(output), key=json.dumps) == sorted(
         map(json.loads, whole.splitlines()), key=json.dumps
     )
 
@@ -152,11 +149,11 @@ async def test_failures_keep_their_attempts_and_go_when_the_rollout_succeeds(
         assert store.failed == {Key(0, 0): 2, Key(0, 1): 3}
         await store.put(Key(0, 0), row_of(Key(0, 0)))
         await store.finish(ordered=False)
-        assert [row["_rlbridge_attempts"] for row in lines(failures_path(output))] == [3]
+        assert [row["_rlbridge_attempts"] for row in read_lines(failures_path(output))] == [3]
         await store.put(Key(0, 1), row_of(Key(0, 1)))
         await store.finish(ordered=True)
     assert not failures_path(output).exists()
-    assert [(r["_ng_task_index"], r["_ng_rollout_index"]) for r in lines(output)] == [
+    assert [(r["_ng_task_index"], r["_ng_rollout_index"]) for r in read_lines(output)] == [
         (0, 0),
         (0, 1),
         (1, 0),
@@ -172,7 +169,7 @@ async def test_a_row_that_is_no_json_is_refused_and_the_others_go_on(tmp_path: P
             await store.put(Key(0, 0), {"a": object()})
         assert Key(0, 0) not in store.done
         await store.put(Key(0, 1), row_of(Key(0, 1)))
-    assert len(lines(output)) == 1
+    assert len(read_lines(output)) == 1
 
 
 FILL_A_SMALL_DISK = """
@@ -202,7 +199,7 @@ def test_a_full_disk_stops_with_words_keeps_whole_rows_and_is_resumed(
     said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert "Free some space and run the same command again" in said
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
-    kept = lines(output)
+    kept = read_lines(output)
     assert 20 < len(kept) < 30
 
     async def go_on() -> None:
@@ -212,4 +209,4 @@ def test_a_full_disk_stops_with_words_keeps_whole_rows_and_is_resumed(
                 await store.put(Key(n, 0), {"n": n})
 
     asyncio.run(go_on())
-    assert [row["n"] for row in lines(output)] == list(range(100))
+    assert [row["n"] for row in read_lines(output)] == list(range(100))

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from benchmarks.engine import free_port
+from tests.json_lines import read_lines
 
 TINY = [
     "trainer.device=cpu",
@@ -146,12 +147,11 @@ class TrainingRun:
 
     def native(self) -> list[dict[str, Any]]:
         """verl's own metrics, a mapping a step."""
-        lines = (self.output / "verl_metrics.jsonl").read_bytes().splitlines()
-        return [orjson.loads(line)["data"] for line in lines]
+        return [line["data"] for line in read_lines(self.output / "verl_metrics.jsonl")]
 
     def rewards(self) -> list[dict[str, Any]]:
         files = sorted((self.output / "rewards").glob("*.jsonl"))
-        return [orjson.loads(line) for path in files for line in path.read_bytes().splitlines()]
+        return [outcome for path in files for outcome in read_lines(path)]
 
 
 @pytest.fixture

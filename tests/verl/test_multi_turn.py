@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +15,7 @@ from rlbridge.testing.real_servers import (
     running_vllm_model,
     why_unavailable,
 )
+from tests.json_lines import read_lines, write_lines
 from tests.verl.conftest import TrainingRun
 
 pytestmark = [
@@ -26,15 +26,11 @@ pytestmark = [
 TOOLS = ["agent.max_turns=4", "rollout.max_response_tokens=128"]
 
 
-def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "data" / name).read_text().splitlines()]
-
-
 def test_two_environments_with_tools_train_in_one_run_and_state_survives_the_turns(
     training: Callable[..., TrainingRun], counter: Path, tmp_path: Path
 ) -> None:
-    rows = rows_of(counter, "counter.jsonl")
-    (tmp_path / "rows").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = read_lines(counter / "data" / "counter.jsonl")
+    write_lines(tmp_path / "rows", rows)
     weather = json.dumps({"path": str(counter / "data" / "weather.jsonl"), "weight": 0.4})
     with (
         running_nemo_gym("example_session_state_mgmt") as state,
@@ -82,8 +78,8 @@ def test_two_environments_with_tools_train_in_one_run_and_state_survives_the_tur
 def test_gyms_own_agent_trains_through_run_and_the_run_stops_when_the_engine_dies(
     training: Callable[..., TrainingRun], counter: Path, tmp_path: Path
 ) -> None:
-    rows = rows_of(counter, "counter.jsonl")
-    (tmp_path / "rows").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = read_lines(counter / "data" / "counter.jsonl")
+    write_lines(tmp_path / "rows", rows)
     port = free_port()
     with (
         running_nemo_gym("example_session_state_mgmt") as resources,
@@ -122,8 +118,8 @@ def test_gyms_own_agent_trains_through_run_and_the_run_stops_when_the_engine_die
 def test_verls_async_trainer_trains_on_rollouts_begun_with_older_weights(
     training: Callable[..., TrainingRun], counter: Path, tmp_path: Path
 ) -> None:
-    rows = rows_of(counter, "counter.jsonl")
-    (tmp_path / "rows").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = read_lines(counter / "data" / "counter.jsonl")
+    write_lines(tmp_path / "rows", rows)
     with running_nemo_gym("example_session_state_mgmt") as resources:
         run = training(
             "agent.loop=tools",

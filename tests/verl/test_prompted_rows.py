@@ -21,6 +21,7 @@ from rlbridge.testing import make_row
 from rlbridge_verl.backend import VerlBackend
 from rlbridge_verl.dataset import NeMoGymDataset
 from rlbridge_verl.keys import native_keys
+from tests.json_lines import write_lines
 
 pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore")]
 
@@ -34,8 +35,7 @@ def tokenizer() -> Any:
 
 
 def written(path: Path, *rows: dict[str, Any]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+    return str(write_lines(path, rows))
 
 
 def dataset(tokenizer: Any, files: list[str], **data: Any) -> Any:

@@ -1,6 +1,5 @@
 """Real verl, real vLLM, real HTTP: what a run does when all is well, and when it isn't."""
 
-import json
 import signal
 import time
 from collections.abc import Callable
@@ -13,19 +12,15 @@ import pytest
 pytest.importorskip("verl", reason="the verl extra is not installed: make setup")
 
 from rlbridge.testing.real_servers import running_nemo_gym, why_unavailable
+from tests.json_lines import read_lines, write_lines
 from tests.verl.conftest import A_STEP, GROUP, GymProcess, TrainingRun
 
 pytestmark = pytest.mark.verl
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 @pytest.fixture
 def sums(tiny: Path) -> list[dict[str, Any]]:
-    lines = (tiny / "data" / "train.jsonl").read_bytes().splitlines()
-    return [orjson.loads(line) for line in lines[:10]]
+    return read_lines(tiny / "data" / "train.jsonl")[:10]
 
 
 def test_a_gym_killed_and_restarted_and_a_bad_row_cost_no_run_and_invent_no_reward(
@@ -36,9 +31,9 @@ def test_a_gym_killed_and_restarted_and_a_bad_row_cost_no_run_and_invent_no_rewa
 ) -> None:
     steps, bad = 6, 5
     del sums[bad]["expected_answer"]
-    _write(tmp_path / "rows", sums)
+    write_lines(tmp_path / "rows", sums)
     # Two to validate on, of which one can't be judged either.
-    _write(tmp_path / "held_out", [sums[0], sums[bad]])
+    write_lines(tmp_path / "held_out", [sums[0], sums[bad]])
     validation = [f"data.validation={tmp_path / 'held_out'}", "trainer.validate_every=5"]
     run = training(f"gym.url={gym.url}", f"trainer.steps={steps}", *validation)
     run.wait_for(lambda: run.steps() >= 2)
@@ -72,10 +67,8 @@ def test_a_gym_killed_and_restarted_and_a_bad_row_cost_no_run_and_invent_no_rewa
     assert summary["steps"] == steps
     assert summary["rollout_probs_diff_max"] < 1e-3
     assert summary["peak_rss_mb"] < 12_000
-    metrics = [orjson.loads(x) for x in (run.output / "metrics.jsonl").read_bytes().splitlines()]
-    native = [
-        orjson.loads(x) for x in (run.output / "verl_metrics.jsonl").read_bytes().splitlines()
-    ]
+    metrics = read_lines(run.output / "metrics.jsonl")
+    native = read_lines(run.output / "verl_metrics.jsonl")
     assert sum(line["invalid"] for line in metrics) == len(invalid)
     assert sum(line["data"]["gym/invalid"] for line in native) == len(invalid)
     assert (run.output / "reward.png").stat().st_size > 1000
@@ -98,7 +91,7 @@ def test_the_same_run_trains_on_a_real_nemo_gym_server_and_stops_when_a_worker_d
         }
         for i in range(8)
     ]
-    _write(tmp_path / "rows", rows)
+    write_lines(tmp_path / "rows", rows)
     with running_nemo_gym("mcqa") as url:
         run = training("--gym-url", url, "trainer.steps=500")
         run.wait_for(lambda: run.steps() >= 2)
@@ -119,7 +112,7 @@ def test_a_gym_that_stays_dead_stops_the_run_cleanly_and_resume_goes_on(
     tmp_path: Path,
     sums: list[dict[str, Any]],
 ) -> None:
-    _write(tmp_path / "rows", sums)
+    write_lines(tmp_path / "rows", sums)
     impatient = ["gym.total_timeout_s=6", "gym.outage_patience_s=2", "gym.max_attempts=2"]
     run = training(f"gym.url={gym.url}", "trainer.steps=500", *impatient)
     run.wait_for(lambda: run.steps() >= 2)
@@ -143,7 +136,7 @@ def test_a_gym_that_stays_dead_stops_the_run_cleanly_and_resume_goes_on(
 def test_a_launcher_killed_outright_leaves_no_process_behind(
     training: Callable[..., TrainingRun], tmp_path: Path, sums: list[dict[str, Any]]
 ) -> None:
-    _write(tmp_path / "rows", sums)
+    write_lines(tmp_path / "rows", sums)
     run = training("gym.serve=arithmetic", "trainer.steps=3")
     run.wait_for(lambda: run.component("WorkerDict"))
     run.process.kill()
@@ -153,7 +146,7 @@ def test_a_launcher_killed_outright_leaves_no_process_behind(
 def test_ctrl_c_while_loading_ends_everything_with_a_status_of_its_own(
     training: Callable[..., TrainingRun], tmp_path: Path, sums: list[dict[str, Any]]
 ) -> None:
-    _write(tmp_path / "rows", sums)
+    write_lines(tmp_path / "rows", sums)
     run = training("gym.serve=arithmetic", "trainer.steps=3")
     run.wait_for(lambda: run.component("WorkerDict"))
     run.process.send_signal(signal.SIGINT)
