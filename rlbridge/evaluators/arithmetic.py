@@ -12,7 +12,7 @@ from typing import Any, Final
 from pydantic import field_validator
 
 from rlbridge.evaluators.evaluator import Evaluator, EvaluatorSpec
-from rlbridge.evaluators.local import AnswerOptions, Grade, LocalEvaluator, RowFields, fields_of
+from rlbridge.evaluators.local import AnswerOptions, Grade, LocalEvaluator, RowFields
 
 # A number that is not glued to a word or to another number's end; "7-3" holds 7 and 3.
 _NUMBER: Final = re.compile(r"(?<![\w.])(?:(?<![)\]])[-+])?\d+(?:,\d{3})*(?:\.\d+)?", re.ASCII)
@@ -80,7 +80,6 @@ SPEC: Final = EvaluatorSpec(
     name="arithmetic",
     summary="the last integer of the answer is the expected one",
     make=make,
-    fields=fields_of(ArithmeticRow),
     row=ArithmeticRow,
     options=AnswerOptions,
 )

@@ -25,7 +25,6 @@ from rlbridge.evaluators.local import (
     LocalEvaluator,
     RowFields,
     UngradableError,
-    fields_of,
 )
 from rlbridge.evaluators.sandbox import End, Sandboxed, require
 from rlbridge.evaluators.sandbox_calls import encode
@@ -273,7 +272,6 @@ SPEC: Final = EvaluatorSpec(
     name="code",
     summary="the program in the answer passes tests, in a sandbox without network or files",
     make=make,
-    fields=fields_of(CodeRow),
     row=CodeRow,
     options=CodeOptions,
 )

@@ -1,7 +1,7 @@
 """What an evaluator is: a row and an answer in, a reward out. `GymClient` is one, too."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pydantic import BaseModel
@@ -35,7 +35,7 @@ class EvaluatorSpec:
         name: what users write in a config, in `--evaluator` and after `rlbridge gym serve`.
         summary: one line for `rlbridge plugins`.
         make: builds one from the options users gave; raises `ConfigError` on a wrong option.
-        fields: the row's fields it reads, by name, with a word on each.
+        fields: the row's fields it reads, by name, with a word on each; by default those of `row`.
         row: a model of these fields, where there is one; a served evaluator answers 422 for a row
             that doesn't fit, as NeMo Gym does.
         options: the model of what `make` takes, where there is one; for help texts.
@@ -46,8 +46,14 @@ class EvaluatorSpec:
     name: str
     summary: str
     make: Callable[[Mapping[str, Any]], Evaluator]
-    fields: Mapping[str, str]
+    fields: Mapping[str, str] = field(default_factory=dict)
     row: type[BaseModel] | None = None
     options: type[BaseModel] | None = None
     requires: tuple[str, ...] = ()
     install: str = ""
+
+    def __post_init__(self) -> None:
+        if self.row is not None and not self.fields:
+            infos = self.row.model_fields.items()
+            described = {name: info.description or "" for name, info in infos}
+            object.__setattr__(self, "fields", described)

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from rlbridge.evaluators.answers import has_box, last_boxed
 from rlbridge.evaluators.evaluator import Evaluator, EvaluatorSpec
-from rlbridge.evaluators.local import AnswerOptions, Grade, LocalEvaluator, RowFields, fields_of
+from rlbridge.evaluators.local import AnswerOptions, Grade, LocalEvaluator, RowFields
 
 _ARTICLES: Final = re.compile(r"\b(?:a|an|the)\b")
 
@@ -93,7 +93,6 @@ SPEC: Final = EvaluatorSpec(
     name="exact_match",
     summary="the answer is the expected text, up to case, blanks and what you choose",
     make=make,
-    fields=fields_of(ExactMatchRow),
     row=ExactMatchRow,
     options=ExactMatchOptions,
 )

@@ -18,7 +18,6 @@ from rlbridge.evaluators.local import (
     LocalEvaluator,
     RowFields,
     UngradableError,
-    fields_of,
 )
 from rlbridge.evaluators.workers import WorkerLimits, Workers
 
@@ -125,7 +124,6 @@ SPEC: Final = EvaluatorSpec(
     name="json_schema",
     summary="the answer is JSON that fits a schema, the row's or the options'",
     make=make,
-    fields=fields_of(JsonSchemaRow),
     row=JsonSchemaRow,
     options=JsonSchemaOptions,
     requires=("jsonschema",),

@@ -33,7 +33,6 @@ from rlbridge.evaluators.local import (
     LocalEvaluator,
     RowFields,
     UngradableError,
-    fields_of,
 )
 from rlbridge.templates import Template
 
@@ -288,7 +287,6 @@ SPEC: Final = EvaluatorSpec(
     name="judge",
     summary="a language model behind an OpenAI URL says whether the answer is right",
     make=make,
-    fields=fields_of(JudgeRow),
     row=JudgeRow,
     options=JudgeOptions,
     requires=("openai",),

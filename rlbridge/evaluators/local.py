@@ -130,11 +130,6 @@ class LocalEvaluator(Generic[RowT]):
         return self._grade(fields, text)
 
 
-def fields_of(row: type[BaseModel]) -> dict[str, str]:
-    """Names and meanings of a row model's fields, for `EvaluatorSpec.fields`."""
-    return {name: info.description or "" for name, info in row.model_fields.items()}
-
-
 def _row_problem(error: ValidationError, row: object) -> str:
     """Every mistake by its path; a missing field with the row's nearest name."""
     known = [str(name) for name in row] if isinstance(row, Mapping) else []

@@ -24,7 +24,6 @@ from rlbridge.evaluators.local import (
     LocalEvaluator,
     RowFields,
     UngradableError,
-    fields_of,
 )
 from rlbridge.evaluators.workers import WorkerLimits, Workers
 
@@ -124,7 +123,6 @@ SPEC: Final = EvaluatorSpec(
     name="math",
     summary="the answer equals the expected one, as math-verify compares LaTeX and expressions",
     make=make,
-    fields=fields_of(MathRow),
     row=MathRow,
     options=MathOptions,
     requires=("math_verify",),

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from rlbridge.evaluators.answers import last_boxed
 from rlbridge.evaluators.evaluator import Evaluator, EvaluatorSpec
-from rlbridge.evaluators.local import AnswerOptions, Grade, LocalEvaluator, RowFields, fields_of
+from rlbridge.evaluators.local import AnswerOptions, Grade, LocalEvaluator, RowFields
 
 _WRAPPER: Final = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathsf|mathit)\s*\{([^{}]*)\}")
 _LETTERS: Final = re.compile(r"(?<![^\W_])([A-Z])(?![^\W_])")
@@ -115,7 +115,6 @@ SPEC: Final = EvaluatorSpec(
     name="multiple_choice",
     summary="the answer names the right option; rows of NeMo Gym's mcqa as they are",
     make=make,
-    fields=fields_of(MultipleChoiceRow),
     row=MultipleChoiceRow,
     options=MultipleChoiceOptions,
 )

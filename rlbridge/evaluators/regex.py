@@ -18,7 +18,6 @@ from rlbridge.evaluators.local import (
     LocalEvaluator,
     RowFields,
     UngradableError,
-    fields_of,
 )
 from rlbridge.evaluators.workers import WorkerLimits, Workers
 
@@ -109,7 +108,6 @@ SPEC: Final = EvaluatorSpec(
     name="regex",
     summary="the answer matches a regular expression, under a time limit",
     make=make,
-    fields=fields_of(RegexRow),
     row=RegexRow,
     options=RegexOptions,
 )
