@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final
 
+import orjson
+
 from rlbridge.contracts import wire
 from rlbridge.contracts.reward import is_finite_number
 from rlbridge.transforms.messages import Message, Style, chat_tools, messages_of
@@ -17,17 +19,74 @@ _INPUT: Final = "$.responses_create_params.input"
 _OUTPUT: Final = "$.response.output"
 
 
+class Prompt:
+    """What came before the policy's first token; rows that share it may share this object.
+
+    Args:
+        messages: in chat form, the environment's opening included. Not to be changed.
+
+    Attributes:
+        messages: the same.
+        written: the messages as `orjson` writes them, the same for the same prompt.
+    """
+
+    __slots__ = ("_text", "messages", "written")
+
+    def __init__(self, messages: list[Message]) -> None:
+        self.messages = messages
+        self.written = orjson.dumps(messages)
+        self._text: bytes | None = None
+
+    @property
+    def text(self) -> bytes:
+        """The JSON string of a prompt that is one user message with text; empty for any other."""
+        if self._text is None:
+            self._text = plain_text(self.written, self.messages)
+        return self._text
+
+
+class Prompts:
+    """Makes prompts; one message of text is made once for the rows in succession that have it.
+
+    Args:
+        style: the form of reasoning and arguments.
+    """
+
+    __slots__ = ("_given", "_prompt", "style")
+
+    def __init__(self, style: Style) -> None:
+        self.style = style
+        self._given: Any = None
+        self._prompt = Prompt([])
+
+    def of(self, params: dict[str, Any]) -> Prompt:
+        """The prompt of a row's request, which may be empty.
+
+        Raises:
+            BadRowError: an item has no chat form.
+        """
+        given = params.get("input")
+        if given and given == self._given and not params.get("instructions"):
+            return self._prompt
+        prompt = Prompt(_prompt(params, self.style))
+        messages = prompt.messages
+        # Of a text nothing counts but strings, so equal is the same (which 1, 1.0 and True aren't).
+        if len(messages) == 1 and type(messages[0]["content"]) is str and len(messages[0]) == 2:
+            self._given, self._prompt = given, prompt
+        return prompt
+
+
 @dataclass(slots=True)
 class Conversation:
     """A rollout in chat messages.
 
     Attributes:
-        prompt: what came before the policy's first token, the environment's opening included.
+        prompt: what came before the policy's first token.
         completion: the policy's messages, and what the environment said between them.
         tools: in chat form (`{type: function, function: {...}}`).
     """
 
-    prompt: list[Message]
+    prompt: Prompt
     completion: list[Message]
     tools: list[dict[str, Any]]
 
@@ -85,28 +144,29 @@ def output_of(row: Row) -> list[Any]:
     return output
 
 
-def conversation_of(row: Row, style: Style) -> Conversation:
+def conversation_of(row: Row, prompts: Prompts) -> Conversation:
     """The row as chat messages.
 
     Raises:
         BadRowError: the row has no prompt, no output, or an item without a chat form.
     """
     params = row.get(wire.RESPONSES_CREATE_PARAMS)
-    if not isinstance(params, dict):
+    if type(params) is not dict:
         raise missing(row, wire.RESPONSES_CREATE_PARAMS, "the row has no prompt")
     output = output_of(row)
-    prompt = _prompt(params, style)
+    prompt = prompts.of(params)
     opening = 0  # an environment's own first words belong to the prompt
     for item in output:
         if type(item) is not dict or item.get("role") not in _ENVIRONMENT:
             break
         opening += 1
     if opening:
-        prompt += messages_of(output[:opening], style, _OUTPUT)
+        opened = messages_of(output[:opening], prompts.style, _OUTPUT)
+        prompt = Prompt(prompt.messages + opened)
         output = output[opening:]
-    if not prompt:
+    if not prompt.messages:
         raise BadRowError(f"{_INPUT} is empty", at=_INPUT, kind="no prompt")
-    completion = messages_of(output, style, _OUTPUT, opening, "assistant")
+    completion = messages_of(output, prompts.style, _OUTPUT, opening, "assistant")
     tools = params.get("tools")
     return Conversation(prompt, completion, chat_tools(tools) if tools else [])
 
@@ -134,7 +194,8 @@ def missing(row: Row, name: str, why: str) -> BadRowError:
     return BadRowError(f"{why}; {near}", at=f"$.{name}", kind=f"no {name}")
 
 
-_ENVIRONMENT: Final = frozenset({"user", "system", "developer"})
+_ENVIRONMENT: Final = ("user", "system", "developer")  # no set: a bad role may be a list
+_PLAIN: Final = b'[{"role":"user","content":"'
 
 
 def _prompt(params: dict[str, Any], style: Style) -> list[Message]:
@@ -161,3 +222,17 @@ def _last_transition(states: list[Any]) -> list[Any]:
             raise BadRowError("a state must be a list of items", at=f"{_OUTPUT}[{number}]")
         whole = state if state[: len(whole)] == whole else whole + state
     return whole
+
+
+def plain_text(prompt: bytes, messages: list[Message]) -> bytes:
+    """The JSON string of a prompt that is one user message with text, cut out of its JSON.
+
+    Args:
+        prompt: the messages as `orjson` writes them.
+        messages: the messages.
+
+    Returns:
+        Nothing where the prompt is more than that.
+    """
+    plain = len(messages) == 1 and len(messages[0]) == 2 and prompt.startswith(_PLAIN)
+    return prompt[len(_PLAIN) - 1 : -2] if plain else b""

@@ -12,15 +12,16 @@ Formats:
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from rlbridge.errors import ConfigError
-from rlbridge.transforms.conversation import conversation_of
+from rlbridge.transforms.conversation import Prompts, conversation_of, plain_text
 from rlbridge.transforms.harvest import SkippedRowError
 from rlbridge.transforms.messages import Style
 from rlbridge.transforms.pairs import Groups, Pairing, groups_of, pairs_of
@@ -28,14 +29,13 @@ from rlbridge.transforms.pipeline import Job, Report, run
 from rlbridge.transforms.reading import Row
 from rlbridge.transforms.rewards import Spread
 from rlbridge.transforms.selection import Selection, choose
-from rlbridge.transforms.spool import Index, Piece, Spool
-from rlbridge.transforms.texts import plain_text, says_something, single_answer
+from rlbridge.transforms.spool import Index, Piece, Places, Spool
+from rlbridge.transforms.texts import says_something, single_answer
 from rlbridge.transforms.writing import named_beside
 
 Format = Literal["simple", "openai", "preference"]
 
-_LINE: Final = b"}\n"
-_PROMPT: Final = b'"prompt":'
+_PAIRS_AT_ONCE: Final = 4096
 _ONE: Final = [{"role": "user", "content": ""}]
 
 
@@ -51,9 +51,12 @@ def job(
 ) -> Job:
     """The job that makes DPO data; `more` are `Job`'s other attributes."""
     style = style or Style(reasoning="think" if format == "simple" else "field")
-    convert = partial(_simple, style) if format == "simple" else partial(_messages, style, format)
+    prompts = Prompts(style)
+    convert = partial(_simple if format == "simple" else _messages, prompts)
     options = {"format": format, "style": asdict(style)} | asdict(pairing)
-    return Job("dpo", inputs, output, convert, selection, options=options, **more)
+    return Job(
+        "dpo", inputs, output, convert, selection, keeps_prompts=True, options=options, **more
+    )
 
 
 def transform(job: Job, pairing: Pairing, format: Format = "simple") -> Report:  # noqa: A002
@@ -90,27 +93,22 @@ def transform(job: Job, pairing: Pairing, format: Format = "simple") -> Report: 
     return run(job, plan)
 
 
-def _simple(style: Style, row: Row) -> Piece:
-    said = conversation_of(row, style)
-    answer = single_answer(said.completion)
-    prompt = orjson.dumps(said.prompt)
-    plain = bool(plain_text(prompt, said.prompt))
-    return Piece(prompt, _PROMPT + prompt, orjson.dumps(answer), plain)
+def _simple(prompts: Prompts, row: Row) -> Piece:
+    said = conversation_of(row, prompts)
+    answer = orjson.dumps(single_answer(said.completion))
+    prompt = said.prompt
+    return Piece(prompt.written, answer, bool(prompt.text))
 
 
-def _messages(style: Style, format: Format, row: Row) -> Piece:  # noqa: A002
-    said = conversation_of(row, style)
+def _messages(prompts: Prompts, row: Row) -> Piece:
+    said = conversation_of(row, prompts)
     if not says_something(said.completion):
         raise SkippedRowError("with an empty answer")
     messages = said.completion
     while messages[-1]["role"] != "assistant":
         messages.pop()
-    key = orjson.dumps(said.prompt)
-    head = (_PROMPT if format == "openai" else b'"context":') + key
-    if said.tools:
-        tools = b',"tools":' + orjson.dumps(said.tools)
-        key, head = key + tools, head + tools
-    return Piece(key, head, orjson.dumps(messages))
+    tools = b',"tools":' + orjson.dumps(said.tools) if said.tools else b""
+    return Piece(said.prompt.written + tools, orjson.dumps(messages))
 
 
 def _records(
@@ -123,22 +121,28 @@ def _records(
     path: Path,
 ) -> Iterator[bytes]:
     """A line for each pair, put together from the spool's bytes."""
-    start, stop, heads = index.start.item, index.stop.item, index.head.item
-    between = (b',"chosen":', b',"rejected":', _LINE)
+    first, before, middle, after = (b'{"prompt":', b',"chosen":', b',"rejected":', b"}\n")
     if format == "preference":
-        between = (
-            b',"completions":[{"rank":0,"completion":', b'},{"rank":1,"completion":', b"}]}\n",
+        first, before, middle, after = (
+            b'{"context":', b',"completions":[{"rank":0,"completion":',
+            b'},{"rank":1,"completion":', b"}]}\n",
         )  # fmt: skip
-    before, middle, after = between
-    for number, (chosen, rejected) in enumerate(pairs, start=1):
-        record = spool.read(start(chosen), stop(chosen))
-        worse = spool.read(start(rejected) + heads(rejected), stop(rejected))
-        cut = heads(chosen)
-        head, better = record[:cut], record[cut:]
-        if plain:  # [{"role":"user","content":TEXT}]
-            head = _PROMPT + plain_text(head[len(_PROMPT) :], _ONE)
-        report.written[str(path)] = number
-        yield b"".join((b"{", head, before, better, middle, worse, after))
+    written = 0
+    while some := list(islice(pairs, _PAIRS_AT_ONCE)):
+        texts = spool.pieces(*_places(index, np.array(some, dtype=np.int64)))
+        for prompt, better, worse in zip(texts, texts, texts, strict=True):
+            asked = plain_text(prompt, _ONE) if plain else prompt
+            yield b"".join((first, asked, before, better, middle, worse, after))
+        written += len(some)
+        report.written[str(path)] = written
+
+
+def _places(index: Index, pairs: npt.NDArray[np.int64]) -> tuple[Places, Places]:
+    """Where each pair's prompt, chosen and rejected completion are, and their sizes: [3 n]."""
+    chosen, rejected = pairs.T
+    starts = (index.head[chosen], index.start[chosen], index.start[rejected])
+    sizes = (index.cut[chosen], index.size[chosen], index.size[rejected])
+    return np.stack(starts, axis=1).ravel(), np.stack(sizes, axis=1, dtype=np.int64).ravel()
 
 
 def _no_pairs(index: Index, groups: Groups, how: Pairing) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from rlbridge.contracts import wire
-from rlbridge.transforms.conversation import conversation_of, missing, prompt_of
+from rlbridge.transforms.conversation import Prompts, conversation_of, missing, prompt_of
 from rlbridge.transforms.harvest import Convert
 from rlbridge.transforms.messages import Style
 from rlbridge.transforms.pipeline import Job
@@ -26,7 +26,7 @@ from rlbridge.transforms.reading import Row
 from rlbridge.transforms.rejects import BadRowError
 from rlbridge.transforms.selection import Selection
 from rlbridge.transforms.spool import Piece
-from rlbridge.transforms.texts import completion_text, plain_text, prompt_text
+from rlbridge.transforms.texts import completion_text, prompt_text
 
 Format = Literal["simple", "gym", "verl"]
 
@@ -58,7 +58,7 @@ def job(
     elif format == "verl":
         convert = _verl(ground_truth)
     else:
-        convert = partial(_simple, ground_truth, style)
+        convert = partial(_simple, ground_truth, Prompts(style))
     options = {"format": format, "ground_truth": ground_truth}
     return Job(
         "grpo", inputs, output, convert, selection,
@@ -136,19 +136,19 @@ def truth_of(row: Row, name: str | None) -> str:
     return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
-def _simple(ground_truth: str | None, style: Style, row: Row) -> Piece:
-    said = conversation_of(row, style)
-    prompt = orjson.dumps(said.prompt)
-    asked = plain_text(prompt, said.prompt) or orjson.dumps(prompt_text(said.prompt))
+def _simple(ground_truth: str | None, prompts: Prompts, row: Row) -> Piece:
+    said = conversation_of(row, prompts)
+    prompt = said.prompt
+    asked = prompt.text or orjson.dumps(prompt_text(prompt.messages))
     answer = orjson.dumps(completion_text(said.completion))
     truth = orjson.dumps(truth_of(row, ground_truth))
     line = (b'{"input":', asked, b',"output":', answer, b',"ground_truth":', truth, b"}\n")
-    return Piece(prompt, b"", b"".join(line))
+    return Piece(prompt.written, b"".join(line))
 
 
 def _gym(row: Row) -> Piece:
     prompt = orjson.dumps(prompt_of(row, _PROMPT_STYLE))
-    return Piece(prompt, b"", orjson.dumps(dataset_row(row), option=_LINE))
+    return Piece(prompt, orjson.dumps(dataset_row(row), option=_LINE))
 
 
 def _verl(ground_truth: str | None) -> Convert:
@@ -172,7 +172,7 @@ def _verl(ground_truth: str | None) -> Convert:
             "extra_info": {"index": next(index)},
             "gym_row": orjson.dumps(dataset_row(row)).decode(),
         }
-        return Piece(orjson.dumps(prompt), b"", orjson.dumps(record, option=_LINE))
+        return Piece(orjson.dumps(prompt), orjson.dumps(record, option=_LINE))
 
     return convert
 

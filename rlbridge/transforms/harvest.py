@@ -14,8 +14,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -24,12 +25,13 @@ from rlbridge.transforms.conversation import reward_of, why_invalid
 from rlbridge.transforms.reading import Line, Reader, Row
 from rlbridge.transforms.rejects import BadRowError, Rejects
 from rlbridge.transforms.selection import Selection
-from rlbridge.transforms.spool import Batch, Piece
+from rlbridge.transforms.spool import Batch, Piece, SpoolFile, Stretch, is_full_disk
 
 _BATCH_BYTES = 1 << 20
 _RANGE_BYTES = 4 << 20
 # Starting a process takes some 0.3 s, in which one process converts 50 MB.
 _WORTH_BYTES = 256 << 20
+_NO_ROWS = Stretch("", 0, b"")
 _MOST_WORKERS = 4  # beyond that, writing and hashing the input take longer than converting
 
 
@@ -57,13 +59,15 @@ class Rule:
         convert: row to record.
         selection: its reward thresholds leave rows out unconverted.
         needs_reward: whether a row without a valid reward is left out even without thresholds.
-        lasting: hash the same in every process and run.
+        lasting: hash prompts the same in every run.
+        keeps_prompts: whether prompts are wanted later, as they are written.
     """
 
     convert: Convert
     selection: Selection
     needs_reward: bool
     lasting: bool
+    keeps_prompts: bool
 
 
 class BadLine(NamedTuple):
@@ -81,7 +85,7 @@ class Harvest:
     """What some lines gave.
 
     Attributes:
-        batch: the converted rows.
+        stretch: where the converted rows are.
         lines: lines read, bad ones included and blank ones not.
         rewards: float64, the valid rewards of all rows.
         invalid: rows without a valid reward, by reason.
@@ -91,7 +95,7 @@ class Harvest:
         bad: of a range, its bad lines, numbered from 1 within it.
     """
 
-    batch: Batch
+    stretch: Stretch = _NO_ROWS
     lines: int = 0
     rewards: "array[float]" = field(default_factory=lambda: array("d"))
     invalid: Counter[str] = field(default_factory=Counter)
@@ -121,13 +125,19 @@ def worthwhile_workers(inputs: Iterable[Path]) -> int:
 
 
 def harvested(
-    inputs: tuple[Path, ...], rule: Rule, rejects: Rejects, progress: Progress | None, workers: int
+    inputs: tuple[Path, ...],
+    rule: Rule,
+    folder: Path,
+    rejects: Rejects,
+    progress: Progress | None,
+    workers: int,
 ) -> Generator[Harvest, None, None]:
     """Read and convert every row, in order.
 
     Args:
         inputs: rollout files.
         rule: what becomes of a row.
+        folder: the spool's, where converted rows go.
         rejects: takes bad rows.
         progress: called with the bytes read since the last call.
         workers: processes. Where a file is packed there is one, whatever this says.
@@ -137,20 +147,28 @@ def harvested(
         RunError: a process ended.
     """
     if workers > 1 and all(map(_is_plain, inputs)):
-        yield from _in_workers(inputs, rule, rejects, progress, workers)
+        yield from _in_workers(inputs, rule, folder, rejects, progress, workers)
         return
     reader = Reader(inputs, rejects=rejects, progress=progress)
     rows, before, full = iter(reader), 0, True
-    while full:
-        harvest = Harvest(Batch(lasting=rule.lasting))
-        full = _fill(harvest, rows, reader, rule, _BATCH_BYTES)
-        harvest.lines, before = reader.lines - before, reader.lines
-        yield harvest
+    with closing(SpoolFile(folder, "rows")) as file:
+        while full:
+            harvest, batch = Harvest(), Batch(lasting=rule.lasting, prompts=rule.keeps_prompts)
+            full = _fill(harvest, batch, rows, reader, rule, _BATCH_BYTES)
+            harvest.stretch = batch.write(file)
+            harvest.lines, before = reader.lines - before, reader.lines
+            yield harvest
 
 
-def _fill(harvest: Harvest, rows: Iterable[Line], reader: Reader, rule: Rule, limit: float) -> bool:
+def _fill(
+    harvest: Harvest,
+    batch: Batch,
+    rows: Iterable[Line],
+    reader: Reader,
+    rule: Rule,
+    limit: float,
+) -> bool:
     """Convert rows until their records have more bytes than the limit, or until there are none."""
-    batch = harvest.batch
     convert, add, wants, rewarded = rule.convert, batch.add, rule.selection.wants, harvest.rewards
     filters = rule.selection.min_reward is not None or rule.selection.max_reward is not None
     optional = not (filters or rule.needs_reward)
@@ -180,12 +198,17 @@ def _fill(harvest: Harvest, rows: Iterable[Line], reader: Reader, rule: Rule, li
 
 
 def _in_workers(
-    inputs: tuple[Path, ...], rule: Rule, rejects: Rejects, progress: Progress | None, workers: int
+    inputs: tuple[Path, ...],
+    rule: Rule,
+    folder: Path,
+    rejects: Rejects,
+    progress: Progress | None,
+    workers: int,
 ) -> Iterator[Harvest]:
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker)
     try:
         lines = 0
-        for span, harvest in _results(pool, inputs, rule, workers):
+        for span, harvest in _results(pool, inputs, rule, folder, workers):
             if not span.begin:
                 breaks = 0
             for bad in harvest.bad:
@@ -205,7 +228,7 @@ def _in_workers(
 
 
 def _results(
-    pool: ProcessPoolExecutor, inputs: tuple[Path, ...], rule: Rule, workers: int
+    pool: ProcessPoolExecutor, inputs: tuple[Path, ...], rule: Rule, folder: Path, workers: int
 ) -> Iterator[tuple[Range, Harvest]]:
     """Ranges and what they gave, in order; a few more are under way than there are workers."""
     waiting: deque[tuple[Range, Future[Harvest]]] = deque()
@@ -214,7 +237,7 @@ def _results(
         for path in inputs:
             for span in _ranges(path, workers):
                 with _sigint_blocked():  # this may start a worker, which inherits it
-                    waiting.append((span, pool.submit(_harvest_range, rule, span)))
+                    waiting.append((span, pool.submit(_harvest_range, rule, folder, span)))
                 if len(waiting) > workers + 2:
                     span, future = waiting.popleft()
                     yield span, future.result()
@@ -224,6 +247,8 @@ def _results(
     except FileNotFoundError as error:
         raise ConfigError(f"no file {error.filename}") from error
     except OSError as error:
+        if is_full_disk(error):
+            raise
         raise ConfigError(f"can't read {error.filename or path}: {error}") from error
 
 
@@ -240,18 +265,26 @@ def _ranges(path: Path, workers: int) -> Iterator[Range]:
             begin = file.tell()
 
 
-def _harvest_range(rule: Rule, span: Range) -> Harvest:
+def _harvest_range(rule: Rule, folder: Path, span: Range) -> Harvest:
     """In a worker: convert one range."""
     with span.path.open("rb") as file:
         file.seek(span.begin)
         text = file.read(span.end - span.begin)
     noted = _Noted()
     reader = Reader((), rejects=noted)
-    harvest = Harvest(Batch(lasting=rule.lasting), breaks=text.count(b"\n"), bad=noted.bad)
+    harvest = Harvest(breaks=text.count(b"\n"), bad=noted.bad)
+    batch = Batch(lasting=rule.lasting, prompts=rule.keeps_prompts)
     rows = reader.parse(io.BytesIO(text), span.path, span.begin)
-    _fill(harvest, rows, reader, rule, float("inf"))
+    _fill(harvest, batch, rows, reader, rule, float("inf"))
+    harvest.stretch = batch.write(_own_file(folder))
     harvest.lines = reader.lines
     return harvest
+
+
+@cache
+def _own_file(folder: Path) -> SpoolFile:
+    """In a worker: the file that it alone fills."""
+    return SpoolFile(folder, f"rows-{os.getpid()}")
 
 
 class _Noted(Rejects):

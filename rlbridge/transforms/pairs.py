@@ -70,10 +70,10 @@ class Groups:
 
 
 def groups_of(index: Index, rows: Rows) -> Groups:
-    """Group rows by prompt."""
+    """Group rows, which are in ascending order, by prompt."""
     prompt, reward = index.prompt[rows], index.reward[rows]
     _, first, number = np.unique(prompt, return_index=True, return_inverse=True)
-    order = np.lexsort((rows, reward, first[number]))
+    order = np.lexsort((reward, first[number]))  # stable: equal rewards stay in order
     key = first[number][order]
     begins = np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(rows) else np.empty(0, int)
     ends = np.append(begins[1:], len(rows)) - 1
@@ -86,14 +86,16 @@ def pairs_of(index: Index, groups: Groups, how: Pairing, *, seed: int) -> Iterat
     """Row numbers of the chosen and the rejected rollout, prompt by prompt."""
     sizes = groups.sizes
     able = np.flatnonzero((sizes > 1) & (groups.gaps >= how.min_gap))
+    if how.strategy == "same_prompt" and how.pairs == "best":
+        worst = groups.begins[able]
+        best = worst + sizes[able] - 1
+        yield from zip(groups.rows[best].tolist(), groups.rows[worst].tolist(), strict=True)
+        return
     for number in able.tolist():
         begin = int(groups.begins[number])
         rows = groups.rows[begin : begin + int(sizes[number])]
         if how.strategy == "stratified":
             found = _strata(index, rows, how, seed)
-        elif how.pairs == "best":
-            yield int(rows[-1]), int(rows[0])
-            continue
         else:
             found = _above_gap(index, rows, how, seed)
         yield from map(tuple, found.tolist())

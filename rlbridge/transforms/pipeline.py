@@ -43,6 +43,7 @@ class Job:
         convert: row to record.
         selection: which rows are kept.
         needs_reward: whether a row without a valid reward is left out even without thresholds.
+        keeps_prompts: whether prompts are wanted apart from what `convert` makes of a row.
         numbers_rows: whether `convert` numbers the rows, so that one process must see all.
         workers: processes that convert plain JSON lines; more than 1 start anew and import the
             main module, which so must do its work under `if __name__ == "__main__"`.
@@ -58,6 +59,7 @@ class Job:
     convert: Convert
     selection: Selection
     needs_reward: bool = True
+    keeps_prompts: bool = False
     numbers_rows: bool = False
     workers: int = 1
     schema: Any = None
@@ -166,12 +168,14 @@ def run(job: Job, plan: Plan) -> Report:
 def harvest(job: Job, spool: Spool, report: Report) -> npt.NDArray[np.float64]:
     """Read and convert every row into the spool; the valid rewards of all rows come back."""
     workers = 1 if job.numbers_rows else job.workers
-    lasting = workers > 1 or job.selection.validation > 0
-    rule = Rule(job.convert, job.selection, job.needs_reward, lasting)
+    lasting = job.selection.validation > 0
+    rule = Rule(job.convert, job.selection, job.needs_reward, lasting, job.keeps_prompts)
     rewards = array("d")
-    with closing(harvested(job.inputs, rule, job.rejects, job.progress, workers)) as parts:
+    with closing(
+        harvested(job.inputs, rule, spool.folder, job.rejects, job.progress, workers)
+    ) as parts:
         for part in parts:
-            spool.append(part.batch)
+            spool.add(part.stretch)
             rewards.extend(part.rewards)
             report.invalid.update(part.invalid)
             report.skipped.update(part.skipped)

@@ -9,11 +9,11 @@ Formats:
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import orjson
 
-from rlbridge.transforms.conversation import conversation_of
+from rlbridge.transforms.conversation import Prompts, conversation_of
 from rlbridge.transforms.harvest import SkippedRowError
 from rlbridge.transforms.messages import Style
 from rlbridge.transforms.pipeline import Job
@@ -23,7 +23,6 @@ from rlbridge.transforms.spool import Piece
 from rlbridge.transforms.texts import prompt_text, says_something, single_answer
 
 Format = Literal["openai", "simple"]
-_LINE: Final = orjson.OPT_APPEND_NEWLINE
 
 
 def job(
@@ -37,7 +36,7 @@ def job(
 ) -> Job:
     """The job that makes SFT data; `more` are `Job`'s other attributes."""
     style = style or Style(reasoning="field" if format == "openai" else "think")
-    convert = partial(_openai if format == "openai" else _simple, style)
+    convert = partial(_openai if format == "openai" else _simple, Prompts(style))
     options = {
         "format": format,
         "reasoning": style.reasoning,
@@ -47,21 +46,23 @@ def job(
     return Job("sft", inputs, output, convert, selection, options=options, **more)
 
 
-def _openai(style: Style, row: Row) -> Piece:
-    said = conversation_of(row, style)
+def _openai(prompts: Prompts, row: Row) -> Piece:
+    said = conversation_of(row, prompts)
     messages = said.completion
     if not says_something(messages):
         raise SkippedRowError("with an empty answer")
     while messages[-1]["role"] != "assistant":  # the environment had the last word
         messages.pop()
-    prompt = orjson.dumps(said.prompt)
-    tools = b',"tools":' + orjson.dumps(said.tools) if said.tools else b""
+    prompt = said.prompt.written
+    more = b',"tools":' + orjson.dumps(said.tools) if said.tools else b""
     # The two lists of messages in one; the prompt's text is there already.
-    line = b"".join((b'{"messages":', prompt[:-1], b",", orjson.dumps(messages)[1:], tools, b"}\n"))
-    return Piece(prompt, b"", line)
+    line = (b'{"messages":', prompt[:-1], b",", orjson.dumps(messages)[1:], more, b"}\n")
+    return Piece(prompt, b"".join(line))
 
 
-def _simple(style: Style, row: Row) -> Piece:
-    said = conversation_of(row, style)
-    record = {"input": prompt_text(said.prompt), "output": single_answer(said.completion)}
-    return Piece(orjson.dumps(said.prompt), b"", orjson.dumps(record, option=_LINE))
+def _simple(prompts: Prompts, row: Row) -> Piece:
+    said = conversation_of(row, prompts)
+    asked = said.prompt.text or orjson.dumps(prompt_text(said.prompt.messages))
+    answer = orjson.dumps(single_answer(said.completion))
+    line = (b'{"input":', asked, b',"output":', answer, b"}\n")
+    return Piece(said.prompt.written, b"".join(line))

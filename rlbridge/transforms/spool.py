@@ -1,7 +1,8 @@
-"""Converted rows on disk, and what is needed to choose among them in memory: 48 bytes a row.
+"""Converted rows on disk, and what is needed to choose among them in memory: 52 bytes a row.
 
 A row is written once, as it comes; prompts are grouped, duplicates found and pairs made on the
-index alone, so that a million rows take some 50 MB whatever they hold.
+index alone, so that a million rows take some 50 MB whatever they hold. Each process that converts
+writes a file of its own, so that rows needn't pass from one to the other.
 """
 
 import errno
@@ -12,9 +13,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
+from importlib.util import source_hash
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,25 +24,30 @@ import numpy.typing as npt
 from rlbridge.errors import RunError
 
 _BUFFER = 1 << 20
-_PACK = struct.Struct("<QQdqii").pack
+_SPARSE = 4  # reading four bytes for one that is wanted takes less than a call for each piece
+# A row's place is one number: its file's in the high bits, its first byte in the low ones.
+_FILE_BITS = 40
+_WITHIN_FILE = (1 << _FILE_BITS) - 1
+_PACK = struct.Struct("<Q8sdqqiii").pack
 _COLUMNS = np.dtype(
-    [("prompt", "<u8"), ("content", "<u8"), ("reward", "<f8"), ("start", "<i8"), ("head", "<i4"),
-     ("plain", "<i4")]
+    [("prompt", "<u8"), ("content", "<u8"), ("reward", "<f8"), ("start", "<i8"), ("head", "<i8"),
+     ("size", "<i4"), ("cut", "<i4"), ("plain", "<i4")]
 )  # fmt: skip
+
+
+Places = npt.NDArray[np.int64]
 
 
 class Piece(NamedTuple):
     """One row, converted.
 
     Attributes:
-        prompt: what makes two prompts the same one.
-        head: bytes of the record; for pairs the prompt as it is written.
-        body: bytes of the record behind `head`; a whole line, or a completion.
+        prompt: what makes two prompts the same one; for pairs as it is written.
+        body: a whole line; for pairs the completion as it is written.
         plain: whether the prompt is a user's one message, of text.
     """
 
     prompt: bytes
-    head: bytes
     body: bytes
     plain: bool = False
 
@@ -50,73 +57,124 @@ class Index(NamedTuple):
 
     Attributes:
         prompt: uint64, a hash of the prompt; lasting or not, as the batches were asked.
-        content: uint64, a hash of prompt and body; equal rows are duplicates. It is another one in
-            each run, so it may say nothing but which rows are equal.
+        content: uint64, a hash of prompt and body; equal rows are duplicates. It is no lasting one.
         reward: float64; NaN where there is none and none is needed.
-        start: int64, the record's first byte.
-        head: int32, bytes of its head.
+        start: int64, the body's place; what lies behind it in the same file begins where it ends.
+        size: int32, bytes of the body.
+        head: int64, the prompt's place, where prompts are kept.
+        cut: int32, bytes of the prompt there; else 0.
         plain: int32, whether its prompt is a user's one message, of text.
-        stop: int64, its end.
     """
 
     prompt: npt.NDArray[np.uint64]
     content: npt.NDArray[np.uint64]
     reward: npt.NDArray[np.float64]
     start: npt.NDArray[np.int64]
-    head: npt.NDArray[np.int32]
+    size: npt.NDArray[np.int32]
+    head: npt.NDArray[np.int64]
+    cut: npt.NDArray[np.int32]
     plain: npt.NDArray[np.int32]
-    stop: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.prompt)
 
 
+class Stretch(NamedTuple):
+    """Rows that lie together in a file of the spool.
+
+    Attributes:
+        file: its name.
+        start: their first byte in it.
+        columns: of `Index`, packed; places count from `start`.
+    """
+
+    file: str
+    start: int
+    columns: bytes
+
+
 class Batch:
-    """Converted rows in memory, on their way into a spool. It pickles.
+    """Converted rows in memory, on their way into a spool.
 
     Args:
-        lasting: hash the same in every process, which a split needs, and work in several; otherwise
-            the hashes are good for this process only, and cheaper.
+        lasting: give prompts a hash that stays the same, which a split needs; otherwise a cheaper
+            one, the same wherever this Python runs.
+        prompts: keep the prompts too, apart from the bodies; one that rows share once.
 
     Attributes:
         size: bytes of the records.
     """
 
-    def __init__(self, *, lasting: bool) -> None:
+    __slots__ = ("_columns", "_cut", "_hash", "_hashed", "_head", "_parts", "_prompt", "prompts",
+                 "size")  # fmt: skip
+
+    def __init__(self, *, lasting: bool, prompts: bool) -> None:
         self.size = 0
-        self.parts: list[bytes] = []
-        self.columns = bytearray()
-        self._hash = digest if lasting else hash_once
+        self.prompts = prompts
+        self._parts: list[bytes] = []
+        self._columns = bytearray()
+        self._hash = digest if lasting else _quick_hash
         self._prompt, self._hashed = b"", self._hash(b"")
+        self._head = self._cut = 0
 
     def add(self, piece: Piece, reward: float) -> None:
         """Append a row."""
-        prompt, head, body, plain = piece
+        prompt, body, plain = piece
         if prompt != self._prompt:  # rollouts of a prompt often lie together
             self._prompt, self._hashed = prompt, self._hash(prompt)
-        size = self.size
-        self.columns += _PACK(self._hashed, self._hash(body), reward, size, len(head), plain)
-        self.size = size + len(head) + len(body)
-        if head:
-            self.parts.append(head)
-        self.parts.append(body)
+            if self.prompts:
+                self._head, self._cut = self.size, len(prompt)
+                self._parts.append(prompt)
+                self.size += len(prompt)
+        size = len(body)
+        self._columns += _PACK(
+            self._hashed, source_hash(body), reward, self.size, self._head, size, self._cut, plain
+        )
+        self._parts.append(body)
+        self.size += size
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"parts": [b"".join(self.parts)]}
+    def write(self, file: "SpoolFile") -> Stretch:
+        """Append the rows to a file."""
+        return Stretch(file.name, file.append(b"".join(self._parts)), bytes(self._columns))
+
+
+class SpoolFile:
+    """A file that one process fills.
+
+    Args:
+        folder: the spool's.
+        name: no other process's.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        self._file = (folder / name).open("xb", buffering=0)
+        self._size = 0
+
+    def append(self, data: bytes) -> int:
+        """Write bytes; where they begin comes back."""
+        start, rest = self._size, memoryview(data)
+        while rest:  # a raw file may take less than it is given
+            rest = rest[self._file.write(rest) :]
+        self._size += len(data)
+        return start
+
+    def close(self) -> None:
+        """Close it; the rows stay as long as the spool."""
+        self._file.close()
 
 
 class Spool:
-    """A file of converted rows beside the output, gone when it is closed.
+    """Files of converted rows in a folder beside the output, gone when it is closed.
 
     Args:
-        folder: where the file is made, the output's.
+        beside: where the folder is made, the output's.
     """
 
-    def __init__(self, folder: Path) -> None:
-        handle, name = tempfile.mkstemp(prefix=".rlbridge-", suffix=".partial", dir=folder)
-        self.path = Path(name)
-        self._file = os.fdopen(handle, "w+b", buffering=0)
-        self._size = 0
+    def __init__(self, beside: Path) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix=".rlbridge-", suffix=".partial", dir=beside))
+        self._files: dict[str, int] = {}
+        self._handles: list[BinaryIO] = []
         self._columns = bytearray()
 
     def __enter__(self) -> Self:
@@ -128,66 +186,91 @@ class Spool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            self._file.close()
-        except OSError:  # the disk is full, which is being reported already
-            if error is None:
-                raise
-        finally:
-            self.path.unlink(missing_ok=True)
+        for handle in self._handles:
+            handle.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
-    def append(self, batch: Batch) -> None:
-        """Append a batch's rows."""
-        columns = np.frombuffer(batch.columns, dtype=_COLUMNS).copy()
-        columns["start"] += self._size
+    def add(self, stretch: Stretch) -> None:
+        """Take rows in that lie in a file of this spool."""
+        number = self._files.get(stretch.file)
+        if number is None:
+            number = self._files[stretch.file] = len(self._files)
+            self._handles.append((self.folder / stretch.file).open("rb", buffering=0))
+        columns = np.frombuffer(stretch.columns, dtype=_COLUMNS).copy()
+        for name in ("start", "head"):
+            columns[name] += (number << _FILE_BITS) + stretch.start
         self._columns += columns.tobytes()
-        self._size += batch.size
-        text = memoryview(b"".join(batch.parts))
-        while text:  # a raw file may take less than it is given
-            text = text[self._file.write(text) :]
 
     def index(self) -> Index:
         """The columns; nothing can be added afterwards."""
         columns = np.frombuffer(self._columns, dtype=_COLUMNS)
-        start = columns["start"]
         return Index(
             columns["prompt"],
             columns["prompt"] * np.uint64(0x9E3779B97F4A7C15) ^ columns["content"],
             columns["reward"],
-            start,
+            columns["start"],
+            columns["size"],
             columns["head"],
+            columns["cut"],
             columns["plain"],
-            np.append(start[1:], self._size),
         )
 
-    def read(self, start: int, stop: int) -> bytes:
-        """The bytes of a record, or of records in a row."""
-        return os.pread(self._file.fileno(), stop - start, start)
+    def pieces(self, starts: Places, sizes: Places) -> Iterator[bytes]:
+        """Bytes at these places, in this order; what lies close together is read at once.
+
+        Args:
+            starts: int64 [n].
+            sizes: int64 [n], bytes at each.
+        """
+        for block in _blocks(sizes):
+            begin, cut = starts[block], sizes[block]
+            first = int(begin.min())
+            span = int((begin + cut).max()) - first
+            if span <= _SPARSE * int(cut.sum()):
+                text, at = self._read(first, span), (begin - first).tolist()
+                yield from (text[a : a + n] for a, n in zip(at, cut.tolist(), strict=True))
+            else:
+                yield from map(self._read, begin.tolist(), cut.tolist())
 
     def runs(self, index: Index, chosen: npt.NDArray[np.int64]) -> Iterator[bytes]:
         """The chosen records in order, neighbours in one piece of a megabyte or so."""
-        if not len(chosen):
-            return
-        starts, stops = index.start[chosen], index.stop[chosen]
-        gaps = np.flatnonzero(starts[1:] != stops[:-1]) + 1
-        for first, last in zip(
-            np.append(0, gaps).tolist(), np.append(gaps, len(chosen)).tolist(), strict=True
-        ):
-            at, end = int(starts[first]), int(stops[last - 1])
-            while at < end:
-                piece = self.read(at, min(end, at + _BUFFER))
-                at += len(piece)
-                yield piece
+        starts, sizes = index.start[chosen], index.size[chosen].astype(np.int64)
+        for block in _blocks(sizes):
+            begin, cut = starts[block], sizes[block]
+            behind = np.flatnonzero(begin[1:] != begin[:-1] + cut[:-1]) + 1
+            if not len(behind):
+                yield self._read(int(begin[0]), int(cut.sum()))
+                continue
+            heads = np.append(0, behind)
+            yield b"".join(self.pieces(begin[heads], np.add.reduceat(cut, heads)))
+
+    def _read(self, start: int, size: int) -> bytes:
+        handle = self._handles[start >> _FILE_BITS]
+        return os.pread(handle.fileno(), size, start & _WITHIN_FILE)
 
 
-def hash_once(data: bytes) -> int:
-    """A 64-bit hash that is another one in each process; six times as fast as `digest`."""
-    return hash(data) & 0xFFFF_FFFF_FFFF_FFFF
+def _blocks(sizes: Places) -> Iterator[slice]:
+    """Slices of successive pieces: a megabyte together, or one that is larger and a few more."""
+    if not len(sizes):
+        return
+    number = np.cumsum(sizes, dtype=np.int64) // _BUFFER
+    bounds = np.append(np.flatnonzero(np.diff(number, prepend=-1)), len(sizes)).tolist()
+    yield from map(slice, bounds[:-1], bounds[1:])
 
 
 def digest(data: bytes) -> int:
     """A 64-bit hash that is the same in every run and on every machine."""
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+
+
+def _quick_hash(data: bytes) -> int:
+    """A 64-bit hash, SipHash: the same in all processes of this Python; four times as fast."""
+    return int.from_bytes(source_hash(data), "little")
+
+
+def is_full_disk(error: OSError) -> bool:
+    """Whether it says that a disk or a quota is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -200,7 +283,7 @@ def full_disk_explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full_disk(error):
             raise
         free = shutil.disk_usage(folder).free
         raise RunError(

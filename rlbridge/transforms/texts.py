@@ -1,6 +1,6 @@
 """A conversation as plain text, for formats that hold no messages. Says what that loses."""
 
-from typing import Any, Final
+from typing import Any
 
 from rlbridge.transforms.harvest import SkippedRowError
 from rlbridge.transforms.messages import Message, text_of
@@ -19,25 +19,10 @@ def prompt_text(messages: list[Message]) -> str:
     )
 
 
-def plain_text(prompt: bytes, messages: list[Message]) -> bytes:
-    """The JSON string of a prompt that is one user message with text, cut out of its JSON.
-
-    Args:
-        prompt: the messages as `orjson` writes them.
-        messages: the messages.
-
-    Returns:
-        Nothing where the prompt is more than that.
-    """
-    plain = len(messages) == 1 and len(messages[0]) == 2 and prompt.startswith(_PLAIN)
-    return prompt[len(_PLAIN) - 1 : -2] if plain else b""
-
-
-_PLAIN: Final = b'[{"role":"user","content":"'
-
-
 def completion_text(messages: list[Message]) -> str:
     """What the policy said, its turns joined; tool calls and their results are left out."""
+    if len(messages) == 1 and messages[0]["role"] == "assistant":
+        return messages[0]["content"] or ""
     said = [m["content"] for m in messages if m["role"] == "assistant" and m["content"]]
     return "\n\n".join(said)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from made_rows import TOOL, answered, called, row, said, thought
 
-from rlbridge.transforms.conversation import conversation_of
+from rlbridge.transforms.conversation import Prompts, conversation_of
 from rlbridge.transforms.messages import Style
 from rlbridge.transforms.rejects import BadRowError
 
@@ -16,8 +16,8 @@ ANSWER = {"role": "assistant", "content": "A"}
 
 
 def messages(a_row: dict[str, Any], style: Style | None = None) -> list[dict[str, Any]]:
-    said_ = conversation_of(a_row, style or Style())
-    return said_.prompt + said_.completion
+    said_ = conversation_of(a_row, Prompts(style or Style()))
+    return said_.prompt.messages + said_.completion
 
 
 def _with_input(given: Any) -> dict[str, Any]:
@@ -118,10 +118,10 @@ def test_chat_messages_as_items_keep_their_tool_calls() -> None:
             "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}  # fmt: skip
     history = [USER, {"role": "assistant", "content": None, "tool_calls": [call]},
                {"role": "tool", "tool_call_id": "c", "content": "sunny"}, USER]  # fmt: skip
-    done = conversation_of(row(history, "A"), Style())
-    assert [m["role"] for m in done.prompt] == ["user", "assistant", "tool", "user"]
-    assert done.prompt[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Rome"}
-    assert done.prompt[2]["name"] == "weather"
+    done = conversation_of(row(history, "A"), Prompts(Style()))
+    assert [m["role"] for m in done.prompt.messages] == ["user", "assistant", "tool", "user"]
+    assert done.prompt.messages[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Rome"}
+    assert done.prompt.messages[2]["name"] == "weather"
 
 
 def test_tools_come_in_chat_form_whatever_form_they_had() -> None:
@@ -129,7 +129,7 @@ def test_tools_come_in_chat_form_whatever_form_they_had() -> None:
     chat = {"type": "function", "function": {k: TOOL[k] for k in ("name", "description",
             "parameters")}}  # fmt: skip
     one["responses_create_params"]["tools"] = [TOOL, chat]
-    assert conversation_of(one, Style()).tools == [chat, chat]
+    assert conversation_of(one, Prompts(Style())).tools == [chat, chat]
 
 
 def test_images_stay_in_prompts() -> None:
@@ -156,12 +156,12 @@ BAD = {
 @pytest.mark.parametrize("at", BAD)
 def test_what_has_no_chat_form_is_refused_with_its_path(at: str) -> None:
     with pytest.raises(BadRowError) as error:
-        conversation_of(BAD[at], Style())
+        conversation_of(BAD[at], Prompts(Style()))
     assert error.value.at == at
 
 
 def test_a_row_is_not_changed_by_reading_it() -> None:
     for one in (*FORMS.values(), row("Q?", [thought("hm"), called(), answered(), said("A")])):
         before = copy.deepcopy(one)
-        conversation_of(one, Style())
+        conversation_of(one, Prompts(Style()))
         assert one == before

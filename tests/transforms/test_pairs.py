@@ -27,7 +27,7 @@ def index_of(rows: list[tuple[int, float]]) -> Index:
         np.array([prompt for prompt, _ in rows], dtype=np.uint64),
         np.arange(n, dtype=np.uint64),
         np.array([reward for _, reward in rows], dtype=np.float64),
-        *(np.zeros(n, dtype=np.int64) for _ in range(4)),
+        *(np.zeros(n, dtype=np.int64) for _ in range(5)),
     )
 
 

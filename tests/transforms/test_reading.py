@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from rlbridge.errors import ConfigError
-from rlbridge.transforms.conversation import conversation_of, reward_of, why_invalid
+from rlbridge.transforms.conversation import Prompts, conversation_of, reward_of, why_invalid
 from rlbridge.transforms.messages import Style
 from rlbridge.transforms.reading import Reader, read_row
 from rlbridge.transforms.rejects import BadRowError, Rejects
@@ -51,7 +51,7 @@ def test_rows_are_read_the_same_however_the_file_is_packed(tmp_path: Path, name:
     seen: list[int] = []
     reader = Reader([_write(tmp_path / name, ROWS)], progress=seen.append)
     rows = [line.row for line in reader]
-    said = [conversation_of(row, Style()) for row in rows]
+    said = [conversation_of(row, Prompts(Style())) for row in rows]
     assert [c.completion[0]["content"] for c in said] == [f"A{n} é" for n in range(200)]
     assert [reward_of(row) for row in rows] == [n / 10 for n in range(200)]
     assert reader.bytes_read == sum(seen) == reader.bytes_total
@@ -144,5 +144,7 @@ def test_a_missing_field_is_named_with_the_nearest_one() -> None:
     with pytest.raises(
         BadRowError, match=r"no prompt; the nearest field is \$\.response_create"
     ) as e:
-        conversation_of({"response_create_params": {}, "response": {"output": []}}, Style())
+        conversation_of(
+            {"response_create_params": {}, "response": {"output": []}}, Prompts(Style())
+        )
     assert e.value.at == "$.responses_create_params"

@@ -130,7 +130,7 @@ def test_no_process_outlives_an_interrupted_transform(how: signal.Signals, tmp_p
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         deadline = time.monotonic() + 60
-        while not any(path.stat().st_size for path in tmp_path.glob(".rlbridge-*")):
+        while not any(path.stat().st_size for path in tmp_path.glob(".rlbridge-*/*")):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
