@@ -124,7 +124,8 @@ class EngineInfo:
 class Engine(Protocol):
     """An inference engine, or several that serve one policy.
 
-    Every method may raise `EngineError`. Cancelling a call ends it upstream too.
+    Every method may raise `EngineError`. Cancelling a call ends it upstream too, but for a whole
+    reply of NeMo-RL's server, whose route doesn't look whether its client is still there.
     """
 
     async def info(self) -> EngineInfo:
