@@ -129,8 +129,7 @@ def output_of(row: Row) -> list[Any]:
         if type(output) is list and output and type(output[0]) is dict:
             return output
         if output is None:
-            choices = response.get("choices")  # a chat completion
-            output = [choices[0].get("message")] if choices else None
+            output = _message_of(response.get("choices"))
     elif isinstance(response, str):
         output = response
     else:
@@ -212,6 +211,15 @@ def _prompt(params: dict[str, Any], style: Style) -> list[Message]:
         )
     messages = messages_of(given, style, _INPUT)
     return head + messages if head else messages
+
+
+def _message_of(choices: Any) -> list[Any] | None:
+    """The message of a chat completion's choices; None where there are none."""
+    if not choices:
+        return None
+    if not isinstance(choices, list) or not isinstance(choices[0], dict):
+        raise BadRowError("must be a list of objects", at="$.response.choices")
+    return [choices[0].get("message")]
 
 
 def _last_transition(states: list[Any]) -> list[Any]:

@@ -163,9 +163,10 @@ def _verl(ground_truth: str | None) -> Convert:
             if ground_truth is not None:
                 raise
             truth = None  # verl's own scorers fail on it; the Gym's reward doesn't need it
-        agent = row.get(wire.AGENT_REF) or {}
+        agent = row.get(wire.AGENT_REF)
+        name = agent.get("name", "nemo_gym") if isinstance(agent, dict) else "nemo_gym"
         record = {
-            "data_source": str(agent.get("name", "nemo_gym")),
+            "data_source": str(name),
             "prompt": messages,
             "ability": "",
             "reward_model": {"style": "rule", "ground_truth": truth},

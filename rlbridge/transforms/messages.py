@@ -100,8 +100,12 @@ def text_of(content: Any) -> str:
     return texts[0] if len(texts) == 1 else "".join(texts)
 
 
-def chat_tools(tools: list[Any]) -> list[dict[str, Any]]:
-    """Tools in chat form, from Responses' flat form or chat's own."""
+def chat_tools(tools: Any) -> list[dict[str, Any]]:
+    """Tools in chat form, from Responses' flat form or chat's own.
+
+    Raises:
+        BadRowError: it is no list of objects.
+    """
     return [
         tool
         if "function" in tool
@@ -111,8 +115,14 @@ def chat_tools(tools: list[Any]) -> list[dict[str, Any]]:
                 key: value for key, value in tool.items() if key != "type" and value is not None
             },
         }
-        for tool in tools
+        for tool in _objects(tools, "$.responses_create_params.tools")
     ]
+
+
+def _objects(given: Any, at: str) -> list[dict[str, Any]]:
+    if not isinstance(given, list) or not all(type(one) is dict for one in given):
+        raise BadRowError("must be a list of objects", at=at)
+    return given
 
 
 def _plain(item: Any, role: str) -> Message | None:
@@ -173,6 +183,8 @@ class _Messages:
         if role == "tool":
             self.tool_result({"call_id": item.get("tool_call_id"), "output": item.get("content")})
             return
+        if not isinstance(role, str):
+            raise BadRowError(f"a role must be text, not {type(role).__name__}", at="$.role")
         content = item.get("content")
         if type(content) is not str:
             content = _prompt_content(content)
@@ -189,16 +201,22 @@ class _Messages:
             self._think(target, thinking)
         target["content"] = target["content"] + text if target["content"] else text
         self._spoken = bool(text)
-        for call in item.get("tool_calls") or ():
+        for call in _objects(item.get("tool_calls") or [], "$.tool_calls"):
             function = call.get("function") or call
+            if type(function) is not dict:
+                raise BadRowError("a tool call's function must be an object", at="$.tool_calls")
             self.function_call(
                 {"call_id": call.get("id"), "name": function.get("name"),
                  "arguments": function.get("arguments")}
             )  # fmt: skip
 
     def reasoning(self, item: Mapping[str, Any]) -> None:
-        parts = item.get("summary") or item.get("content") or ()
-        text = "\n".join(part["text"] for part in parts if part.get("text"))
+        name = "summary" if item.get("summary") else "content"
+        parts = _objects(item.get(name) or [], f"$.{name}")
+        texts = [part["text"] for part in parts if part.get("text")]
+        if not all(type(text) is str for text in texts):
+            raise BadRowError("a part's text must be text", at=f"$.{name}")
+        text = "\n".join(texts)
         target = self._open
         if target is None or self._spoken or "tool_calls" in target:
             target = self._start()

@@ -144,11 +144,12 @@ class Reader:
     def _second_try(
         self, path: Path, number: int, offset: int, text: bytes, error: orjson.JSONDecodeError
     ) -> Row | None:
-        """What Python's own JSON writes and JSON doesn't allow: NaN and lone surrogates."""
+        """What Python's own JSON writes and JSON doesn't allow: NaN, of which a reward may be."""
         try:
             row = json.loads(text)
             if not isinstance(row, dict):
                 raise _no_object(row)
+            _check_unicode(row)
         except BadRowError as bad:
             self._bad(path, number, offset, text, bad)
             return None
@@ -256,6 +257,15 @@ def _unpacked(row: Row) -> Row:
             except orjson.JSONDecodeError as error:
                 raise BadRowError(f"not JSON: {error}", at=f"$.{name}", kind="not JSON") from error
     return row
+
+
+def _check_unicode(row: Row) -> None:
+    """Refuse text that no file can hold."""
+    try:
+        orjson.dumps(row)
+    except orjson.JSONEncodeError as error:
+        reason = f"the row can't be written as JSON: {error}"
+        raise BadRowError(reason, kind="no valid text") from error
 
 
 def _no_object(row: Any) -> BadRowError:
