@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv" / "bin" / "python"
 TEMPERATURE = 0.8
 CONTEXT = 768
-WAIT_S = 300
+WAIT_S = 600  # 40 s on two idle cores
 
 
 @dataclass(frozen=True)
