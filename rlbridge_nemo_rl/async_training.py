@@ -9,6 +9,7 @@ it says what it is doing: `total_step_time` is a step, and an error goes out thr
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from rlbridge.errors import RunError
@@ -24,11 +25,13 @@ class LoopWatch:
 
     Args:
         stall: is told when the trainer waits.
+        begun: a file that is there once rollouts are collected; before that, processes start.
         ending: called when an error ends the loop, before it ends its workers.
     """
 
-    def __init__(self, stall: StallWatch, ending: Callable[[], None]) -> None:
+    def __init__(self, stall: StallWatch, begun: Path, ending: Callable[[], None]) -> None:
         self._stall = stall
+        self._begun = begun
         self._ending = ending
         self._first_wait = contextlib.ExitStack()
         self.error: BaseException | None = None
@@ -37,8 +40,9 @@ class LoopWatch:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Open around the loop: until its first step, it waits for a full buffer."""
+        self._begun.unlink(missing_ok=True)  # an earlier run's
         with self._first_wait:
-            self._first_wait.enter_context(self._stall.waiting())
+            self._first_wait.enter_context(self._stall.waiting(self._begun))
             yield
 
     @contextlib.contextmanager

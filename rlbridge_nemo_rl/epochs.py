@@ -5,6 +5,7 @@ then its trainer waits for ever. Refuses a loader that has no batch, which would
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -13,12 +14,15 @@ class Epochs:
 
     Args:
         loader: NeMo-RL's; shuffles anew each time if it does at all.
+        begun: a file to leave when the first batch is asked for.
     """
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, begun: Path) -> None:
         self._loader = loader
+        self._begun = begun
 
     def __iter__(self) -> Iterator[Any]:
+        self._begun.touch()
         barren = 0
         while barren < 2:  # a loader that was resumed at an epoch's end has one empty pass
             barren += 1

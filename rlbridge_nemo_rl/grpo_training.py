@@ -1,5 +1,7 @@
 """GRPO as NeMo-RL's `examples/run_grpo.py` does it, in its order, with our environment in it.
 
+Or with Gym's agents in its place, see `agent_training`.
+
 Registered before the data are set up; prompts that are too long are refused, and the environments
 are told each step, for which NeMo-RL has no place.
 """
@@ -47,24 +49,13 @@ def _train(
     """Train, with Gym's agents behind `gateway` if there is one, else by our environment."""
     from nemo_rl.algorithms import grpo
 
-    from rlbridge_nemo_rl.registration import register
-
     hosts: list[Any] = []  # environments, once there are any
     watch = _stall_watch(run, hosts)
-    register(
-        max_invalid_share=float(run.ours["max_invalid_share"]),
-        invalid_window_steps=int(run.ours["invalid_window_steps"]),
-        around_rollout=watch.rollout,
-        gateway=gateway,
-    )
-    if gateway is None:
-        dataset, val_dataset, task_to_env, val_task_to_env = _data(config, run, tokenizer)
-    else:
-        one_agent = isinstance(gateway, AgentServers)
-        dataset, val_dataset = agent_training.data_of(config, tokenizer, one_agent=one_agent)
+    _register(run, watch, gateway)
+    dataset, val_dataset, task_to_env, val_task_to_env = _data(config, run, tokenizer, gateway)
     made = versions.parts(grpo.setup(config, tokenizer, dataset, val_dataset))
     run.note("workers_ready")
-    if gateway is not None:
+    if gateway is not None:  # made by `setup`, not with the data
         task_to_env = val_task_to_env = agent_training.environments_of(made.nemo_gym)
     hosts += [*task_to_env.values(), *(val_task_to_env or {}).values()]
     grpo_section = versions.section(config, "grpo")
@@ -80,7 +71,8 @@ def _train(
     done = versions.value(made.save_state, "current_step" if is_async else "total_steps", 0)
     steps = Steps(hosts, int(done), ended)
     record = Record(made.logger, run.folder / METRICS, steps.end)
-    loader = Epochs(made.dataloader) if is_async else made.dataloader
+    begun = run.folder / "collecting"
+    loader = Epochs(made.dataloader, begun) if is_async else made.dataloader
     arguments = (
         made.policy, made.policy_generation, loader, made.val_dataloader, tokenizer,
         made.loss_fn, task_to_env, val_task_to_env, record, made.checkpointer,
@@ -89,16 +81,32 @@ def _train(
     run.note("training")
     with watch.training():
         if is_async:
-            overheard = LoopWatch(watch, lambda: run.note("ending"))
+            overheard = LoopWatch(watch, begun, lambda: run.note("ending"))
             train_async(config, arguments, made.extras, lambda: steps.done, overheard)
         else:
             grpo.grpo_train(*arguments)
 
 
-def _data(config: Any, run: Training, tokenizer: Any) -> Any:
+def _register(run: Training, watch: StallWatch, gateway: GymGateway | AgentServers | None) -> None:
+    from rlbridge_nemo_rl.registration import register
+
+    register(
+        max_invalid_share=float(run.ours["max_invalid_share"]),
+        invalid_window_steps=int(run.ours["invalid_window_steps"]),
+        around_rollout=watch.rollout,
+        gateway=gateway,
+    )
+
+
+def _data(
+    config: Any, run: Training, tokenizer: Any, gateway: GymGateway | AgentServers | None
+) -> Any:
     """Datasets and environments by task, of training and of validation."""
     from nemo_rl.data.utils import setup_response_data
 
+    if gateway is not None:
+        one_agent = isinstance(gateway, AgentServers)
+        return *agent_training.data_of(config, tokenizer, one_agent=one_agent), {}, {}
     made = setup_response_data(
         tokenizer, versions.section(config, "data"), versions.section(config, "env")
     )

@@ -45,19 +45,23 @@ class StallWatch:
         self._ledger = ledger
         self._timeout_s = timeout_s
         self._release, self._abandon = release, abandon
-        self._waits = 0
+        self._waits: list[Path | None] = []
         self._waited_s = 0.0
         self._ended = threading.Event()
         self._stalled = False
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """The trainer waits for rollouts while this is open; may be nested."""
-        self._waits += 1
+    def waiting(self, begun: Path | None = None) -> Iterator[None]:
+        """The trainer waits for rollouts while this is open; may be nested.
+
+        Args:
+            begun: a file without which there are no rollouts to wait for yet.
+        """
+        self._waits.append(begun)
         try:
             yield
         finally:
-            self._waits -= 1
+            self._waits.pop()
 
     @contextlib.contextmanager
     def rollout(self) -> Iterator[None]:
@@ -102,7 +106,8 @@ class StallWatch:
         size, last = -1, time.monotonic()
         while not self._ended.wait(min(_LOOK_EVERY_S, self._timeout_s / 4)):
             now, grown = time.monotonic(), self._size()
-            self._waited_s += now - last if self._waits else 0.0
+            if any(begun is None or begun.exists() for begun in self._waits):
+                self._waited_s += now - last
             if grown != size:
                 self.progressed()
             size, last = grown, now

@@ -75,8 +75,8 @@ def test_two_environments_with_tools_train_in_one_run_and_validate_on_valid_rewa
     assert {line["reward"] for line in ledger} == {0.0, 1.0}
 
     path = next((tmp_path / "run").rglob("train_data_step1.jsonl"))
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
         said = row["content"][0][1::2]  # behind the prompt, policy and environment take turns
         assert any("<tool_call>" in text for text in said)
         assert not any("success" in text for text in said)

@@ -35,7 +35,7 @@ PATIENT = {"verify_timeout_s": 3000.0, "total_timeout_s": 9000.0, "queue_timeout
 def run_until_stalled(
     folder: Path, policy: Path, rows: list[dict[str, Any]], url: str, native: dict[str, Any]
 ) -> None:
-    timeout_s = 40 if native is ASYNC else 8  # the collector's process takes a while to start
+    timeout_s = 15
     done = train(
         folder, policy, rows, url, driver=DRIVER, nemo_rl=native,
         gym={"url": url, **PATIENT},

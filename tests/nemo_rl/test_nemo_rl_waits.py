@@ -19,6 +19,12 @@ def test_a_long_update_is_no_stall(tmp_path: Path) -> None:
         time.sleep(0.5)
 
 
+def test_processes_that_start_are_no_stall(tmp_path: Path) -> None:
+    watch = StallWatch(tmp_path, 0.05)
+    with watch.training(), watch.waiting(tmp_path / "begun"):
+        time.sleep(0.5)
+
+
 def test_waiting_without_progress_is_one_and_releases_what_is_waited_for(tmp_path: Path) -> None:
     released: list[str] = []
     watch = StallWatch(tmp_path, 0.05, lambda: released.append("released"))
@@ -57,20 +63,20 @@ def test_where_no_interruption_reaches_the_process_is_given_up(
     assert "no reward was recorded" in given_up[0]
 
 
-def test_a_loader_starts_over() -> None:
-    assert list(itertools.islice(Epochs([1, 2, 3]), 7)) == [1, 2, 3, 1, 2, 3, 1]
+def test_a_loader_starts_over(tmp_path: Path) -> None:
+    assert list(itertools.islice(Epochs([1, 2, 3], tmp_path / "begun"), 7)) == [1, 2, 3, 1, 2, 3, 1]
 
 
-def test_a_loader_resumed_at_the_end_of_an_epoch_begins_the_next() -> None:
+def test_a_loader_resumed_at_the_end_of_an_epoch_begins_the_next(tmp_path: Path) -> None:
     class Resumed(list[int]):
         passes = itertools.count()
 
         def __iter__(self) -> Iterator[int]:
             return iter(()) if next(self.passes) == 0 else super().__iter__()
 
-    assert list(itertools.islice(Epochs(Resumed([1, 2])), 4)) == [1, 2, 1, 2]
+    assert list(itertools.islice(Epochs(Resumed([1, 2]), tmp_path / "begun"), 4)) == [1, 2, 1, 2]
 
 
-def test_a_loader_without_a_whole_batch_is_an_error_and_no_endless_loop() -> None:
+def test_a_loader_without_a_whole_batch_is_an_error_and_no_endless_loop(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"rollout\.prompts_per_step"):
-        next(iter(Epochs([])))
+        next(iter(Epochs([], tmp_path / "begun")))
