@@ -7,6 +7,8 @@ library's JSON. Each runs in a process of its own; a transform may start workers
 line would. Peak memory is that process's peak and, for each worker, the peak of the largest one:
 an upper bound, since what they share is counted each time. CPU seconds are those of all processes.
 The script takes a tenth of the rows, since it would need more memory than many machines have.
+`--quick` takes so little that other work on the machine shows: it measures five times, in turns,
+and gives medians.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import orjson
@@ -214,13 +217,10 @@ def measure(name: str, source: Path, folder: Path) -> dict[str, float]:
     return figures
 
 
-def run(count: int, folder: Path) -> dict[str, Any]:
-    source, tenth = folder / "rollouts.jsonl", folder / "tenth.jsonl"
-    write_rows(source, count)
-    write_rows(tenth, count // 10)
-    size = source.stat().st_size
-    floor(source, folder / "warm.jsonl")  # the file is in the page cache for all alike
-    (folder / "warm.jsonl").unlink()
+def take_turn(
+    source: Path, folder: Path
+) -> tuple[dict[str, dict[str, float]], list[dict[str, float]]]:
+    """Each transform once, with the floor before and after; their figures, and the floors'."""
     found: dict[str, dict[str, float]] = {}
     floors = [measure("floor", source, folder)]
     for name in MEASURED:
@@ -229,6 +229,22 @@ def run(count: int, folder: Path) -> dict[str, Any]:
         # Against the floors right before and after it: the machine's other work comes and goes.
         for what, ratio in (("seconds", "ratio"), ("cpu_seconds", "cpu_ratio")):
             found[name][ratio] = found[name][what] / (sum(one[what] for one in floors[-2:]) / 2)
+    return found, floors
+
+
+def run(count: int, folder: Path, rounds: int) -> dict[str, Any]:
+    source, tenth = folder / "rollouts.jsonl", folder / "tenth.jsonl"
+    write_rows(source, count)
+    write_rows(tenth, count // 10)
+    size = source.stat().st_size
+    floor(source, folder / "warm.jsonl")  # the file is in the page cache for all alike
+    (folder / "warm.jsonl").unlink()
+    turns = [take_turn(source, folder) for _ in range(rounds)]
+    floors = [one["seconds"] for _, turn_floors in turns for one in turn_floors]
+    found = {
+        name: {key: median(turn[name][key] for turn, _ in turns) for key in turns[0][0][name]}
+        for name in MEASURED
+    }
     for name in ("grpo", "sft", "dpo"):
         found[f"script_{name}"] = measure(f"script_{name}", tenth, folder)
     asked = ("grpo", "sft", "dpo")
@@ -239,7 +255,7 @@ def run(count: int, folder: Path) -> dict[str, Any]:
         "peak_mb": round(max(found[name]["peak_mb"] for name in asked), 1),
         "_rows": count,
         "_bytes": size,
-        "_floor_rows_per_s": count * len(floors) / sum(one["seconds"] for one in floors),
+        "_floor_rows_per_s": count / median(floors),
         "_found": found,
     }
 
@@ -268,9 +284,9 @@ def main() -> None:
         name, source, out = arguments.child
         child(name, Path(source), Path(out))
         return
-    count = 50_000 if arguments.quick else 1_000_000
+    count, rounds = (50_000, 5) if arguments.quick else (1_000_000, 1)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        figures = run(count, Path(folder))
+        figures = run(count, Path(folder), rounds)
     if arguments.json:
         print(json.dumps({k: v for k, v in figures.items() if not k.startswith("_")}))
     else:

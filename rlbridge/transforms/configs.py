@@ -94,25 +94,43 @@ def _nemo_rl(
 def _verl(
     name: str, form: str, train: Path, held_out: Path | None, model: str | None, rows: int
 ) -> tuple[str, Config] | None:
-    files: Config = {"train_files": str(train), "val_files": str(held_out) if held_out else None}
     launch = f"--config-path={train.parent} --config-name={stem_of(train)}.verl"
-    if (name, form) == ("sft", "openai") and train.suffix == ".parquet":
-        config: Config = {
-            "hydra": {"searchpath": ["pkg://verl.trainer.config"]},
-            "defaults": ["sft_trainer_engine", "_self_"],
-            "data": {**files, "train_batch_size": _batch(rows)},
-            "model": {"path": model or _MISSING},
-            "trainer": {"test_freq": "after_each_epoch" if held_out else -1},
-        }
+    if (name, form, train.suffix) == ("sft", "openai", ".parquet"):
+        config = _verl_sft(train, held_out, model, rows)
         return f"torchrun --nproc_per_node=1 -m verl.trainer.sft_trainer {launch}", config
-    if train.suffix != {("grpo", "gym"): ".jsonl", ("grpo", "verl"): ".parquet"}.get((name, form)):
-        return None
-    # verl always loads validation files; without any of our own it gets the training file.
-    files["val_files"] = files["val_files"] or str(train)
-    data: Config = {**files, "train_batch_size": _batch(rows), "return_raw_chat": True}
+    if (name, form, train.suffix) in (("grpo", "gym", ".jsonl"), ("grpo", "verl", ".parquet")):
+        config = _verl_grpo(form, train, held_out, model, rows)
+        return f"GYM_URL=http://127.0.0.1:8000 python -m verl.trainer.main_ppo {launch}", config
+    return None
+
+
+def _verl_sft(train: Path, held_out: Path | None, model: str | None, rows: int) -> Config:
+    return {
+        "hydra": {"searchpath": ["pkg://verl.trainer.config"]},
+        "defaults": ["sft_trainer_engine", "_self_"],
+        "data": {
+            "train_files": str(train),
+            "val_files": str(held_out) if held_out else None,
+            "train_batch_size": _batch(rows),
+        },
+        "model": {"path": model or _MISSING},
+        "trainer": {"test_freq": "after_each_epoch" if held_out else -1},
+    }
+
+
+def _verl_grpo(
+    form: str, train: Path, held_out: Path | None, model: str | None, rows: int
+) -> Config:
+    data: Config = {
+        "train_files": str(train),
+        # verl always loads validation files; without any of our own it gets the training file.
+        "val_files": str(held_out or train),
+        "train_batch_size": _batch(rows),
+        "return_raw_chat": True,
+    }
     if form == "gym":
         data["custom_cls"] = {"path": "pkg://rlbridge_verl", "name": "NeMoGymDataset"}
-    config = {
+    config: Config = {
         "hydra": {"searchpath": ["pkg://verl.trainer.config"]},
         "defaults": ["ppo_trainer", "_self_"],
         "data": data,
@@ -134,7 +152,7 @@ def _verl(
     }
     if held_out is None:
         config["trainer"] = {"test_freq": -1, "val_before_train": False}
-    return f"GYM_URL=http://127.0.0.1:8000 python -m verl.trainer.main_ppo {launch}", config
+    return config
 
 
 def _batch(rows: int) -> int:
