@@ -10,6 +10,7 @@ those of this environment that `.venv` lacks.
 
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -83,7 +84,8 @@ def running(folder: Path) -> Iterator[Server]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             [PYTHON, "-m", "tests.nemo_rl.real_server", *given],
-            stdout=output, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
+            cwd=folder, start_new_session=True,
             env=os.environ | settings,
         )  # fmt: skip
     try:
@@ -96,6 +98,8 @@ def running(folder: Path) -> Iterator[Server]:
         yield Server(url, home, fields in _generation_code("utils.py"))
     finally:
         stop(process)
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 def _wait(process: "subprocess.Popen[bytes]", url: Path, log: Path) -> str:
@@ -124,9 +128,16 @@ def config(model: str) -> dict[str, Any]:
     return {"model_name": model, **sampling, **later, "vllm_cfg": vllm_cfg, "vllm_kwargs": engine}
 
 
+def _end_with_parent() -> None:
+    """End this process and those it made once whoever started it is gone."""
+    sys.stdin.read()
+    os.killpg(0, signal.SIGKILL)
+
+
 def _main() -> None:
     """Serve the model in `tiny` once it is there, and write the URL to a file."""
     behind, url = sys.argv[1:]
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.path.append(behind)  # what NeMo-RL imports and .venv has not
     if sys.version_info < (3, 12):  # pydantic refuses typing's own TypedDict there
         import typing
@@ -169,7 +180,7 @@ def _main() -> None:
     ready = Path(url + ".part")
     ready.write_text(str(worker.base_url))
     ready.rename(url)
-    threading.Thread.join(worker.server_thread)
+    worker.server_thread.join()
 
 
 if __name__ == "__main__":
