@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rlbridge.errors import ConfigError, FrameworkMissingError
+from rlbridge.cli.extras import gateway_extra
+from rlbridge.errors import ConfigError
 
 app = typer.Typer(
     help="An OpenAI-compatible server before a policy: any agent in, exact tokens out.",
@@ -157,11 +158,6 @@ def _source(settings: Any) -> str:
 
 
 def _server_module() -> Any:
-    try:
+    with gateway_extra("the gateway"):
         from rlbridge.gateway import server
-    except ImportError as error:
-        install = "pip install 'rlbridge[gateway]'"
-        raise FrameworkMissingError(
-            f"the gateway needs {error.name}; install it with `{install}`", install=install
-        ) from error
     return server

@@ -2,17 +2,17 @@
 
 import json
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlbridge.cli import rollouts_inspect
+from rlbridge.cli import rollouts_inspect, rollouts_view
+from rlbridge.cli.extras import gateway_extra
 from rlbridge.cli.rollout_options import Prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine
 
     from rich.console import Console
 
@@ -144,7 +144,7 @@ def collect(
     """  # noqa: D301 # click reads the backspace: keep these lines
     import os
 
-    with _extra_explained():
+    with gateway_extra():
         from rlbridge.cli.tokenizers import load_tokenizer
         from rlbridge.prompts import PromptConfig
         from rlbridge.rollouts.collect import Pace
@@ -223,7 +223,7 @@ def rescore(
 
     Exit status: 0 when every row has a verdict, 3 when some have none, 1 when the run stopped.
     """  # noqa: D301 # click reads the backspace: keep these lines
-    with _extra_explained():
+    with gateway_extra():
         from rlbridge.rollouts.collect import Pace
         from rlbridge.rollouts.rescore_run import Judge, RescoreRun
 
@@ -237,72 +237,7 @@ def rescore(
     _finish(_until_stopped(run.execute(), console), as_json)
 
 
-@app.command()
-def view(
-    file: Annotated[Path, typer.Argument(help="Rollouts as .jsonl; a failures file, too.")],
-    model: Annotated[
-        str | None, typer.Option(help="Show tokens as text, with this model's tokenizer.")
-    ] = None,
-    port: Annotated[
-        int, typer.Option(help="Port to listen on; 0 takes any free one.", min=0, max=65535)
-    ] = 0,
-    open_browser: Annotated[
-        bool, typer.Option("--open/--no-open", help="Open the page in a browser.")
-    ] = False,
-    ready_file: Annotated[
-        Path | None,
-        typer.Option(help='Write {"url", "pid"} here as JSON once connections are accepted.'),
-    ] = None,
-) -> None:
-    """Read rollouts on a page of this machine, turn by turn, token by token, until Ctrl-C.
-
-    Tokens are coloured by where they came from, by logprob, or by whether they are trained.
-    Filters and search work over files of any size; the file is read once, and an index of a few
-    bytes a row is kept beside it.
-
-    \b
-    rlbridge rollouts view rollouts.jsonl
-    rlbridge rollouts view rollouts.jsonl --model Qwen/Qwen3-8B --port 8765 --open
-    """  # noqa: D301 # click reads the backspace: keep these lines
-    import webbrowser
-    from contextlib import nullcontext
-
-    from rlbridge.cli.rollout_options import progress_bar
-    from rlbridge.cli.tokenizers import load_tokenizer, turn_ends
-
-    with _extra_explained():
-        from rlbridge.rollouts.view.app import View
-        from rlbridge.rollouts.view.catalog import Catalog
-        from rlbridge.serving import announce, serve
-
-    tokenizer = None if model is None else load_tokenizer(model)
-    ends = frozenset() if model is None else frozenset(turn_ends(model, tokenizer))
-    size = file.stat().st_size if file.exists() else 0
-    with progress_bar(size, f"reading {file.name}") as progress:
-        catalog = Catalog.of(file, progress)
-    told = announce(ready_file, lambda url: f"{len(catalog):,} rollouts at {url} (Ctrl-C ends)")
-
-    def ready(url: str) -> None:
-        told(url)
-        if open_browser:
-            webbrowser.open(url)
-
-    app = View(catalog, tokenizer, ends).app()
-    serve(nullcontext(app), host="127.0.0.1", port=port, ready=ready)
-
-
-@contextmanager
-def _extra_explained() -> "Iterator[None]":
-    """Turn a missing library into the command that installs it."""
-    from rlbridge.errors import FrameworkMissingError
-
-    try:
-        yield
-    except ImportError as error:
-        install = "pip install 'rlbridge[gateway]'"
-        raise FrameworkMissingError(
-            f"this command needs {error.name}; install it with `{install}`", install=install
-        ) from error
+app.command()(rollouts_view.view)
 
 
 def _finish(summary: dict[str, Any], as_json: bool) -> None:
