@@ -64,6 +64,10 @@ class _TolerantGym(_Plain):  # type: ignore[misc,unused-ignore]
         """Say which training step rewards are asked for from now on; NeMo-RL doesn't."""
         self._step = step
 
+    def global_post_process_and_metrics(self, batch: Any) -> tuple[Any, dict[str, float]]:
+        """The batch as it is; this path's figures come with each rollout's own."""
+        return batch, {}
+
     async def _play(self, rows: Sequence[Mapping[str, Any]]) -> AsyncIterator[Played]:
         """The rollouts in order of completion; those that failed come last."""
         waiting = {row["_rowidx"]: number for number, row in enumerate(rows)}

@@ -67,7 +67,8 @@ class Sampling(FakeModel):
             logprobs = self._policy._next_logprobs(ids)[0, len(prompt) - 1 :].tolist()
         new = ids[0, len(prompt) :].tolist()
         ended = new[-1] == eos
-        self.sampled.append({"prompt": list(prompt), "token_ids": new, "logprobs": logprobs})
+        if params["max_tokens"] > 1:  # else it is the gateway that looks what the engine can do
+            self.sampled.append({"prompt": list(prompt), "token_ids": new, "logprobs": logprobs})
         text = new[:-1] if ended else new
         return Sample(new, logprobs, text, 0, "stop" if ended else "length", None)
 
