@@ -4,10 +4,11 @@ Features are asked for, not version numbers: the head of August 2026 calls itsel
 nothing but pydantic and our errors, for it is used in NeMo-RL's environment for Gym too.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,6 +143,16 @@ def gym_rollout() -> str:
         if _called(name):
             return name
     raise _unknown(f"has no {_GRPO}.{_GYM_ROLLOUTS[0]} that grpo_train calls: {_UNMASKED}")
+
+
+@contextlib.contextmanager
+def finishing(checkpointer: Any) -> Iterator[None]:
+    """At the end, whatever it is, let the head's checkpointer finish what it writes aside."""
+    try:
+        yield
+    finally:
+        if hasattr(checkpointer, "shutdown"):
+            checkpointer.shutdown()
 
 
 def name_dataset(dotted: str) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from rlbridge.testing.vllm_model import FakeModel, Sample
 from rlbridge.testing.vllm_server import VllmServer
+from rlbridge_nemo_rl import versions
 from tests.nemo_rl.conftest import Threaded
 from tests.nemo_rl.policies import LearningPolicy
 
@@ -74,7 +75,7 @@ class Sampling(FakeModel):
 
 
 def setup(config: Any, tokenizer: Any, dataset: Any, val_dataset: Any) -> tuple[Any, ...]:
-    """The 13 values of v0.7's `setup`, with Gym's actor made as it makes it."""
+    """The 13 values of `setup`, with Gym's actor made as it makes it."""
     from tests.nemo_rl.driver_on_cpu import setup as made
 
     policy = ServedPolicy(tokenizer, config.policy["model_name"])
@@ -91,25 +92,30 @@ def setup(config: Any, tokenizer: Any, dataset: Any, val_dataset: Any) -> tuple[
     prompts = [torch.tensor(tokenizer(text).input_ids) for text in rendered]
     policy.warm_up(prompts, ANSWERS, steps=200)
     parts = made(config, tokenizer, dataset, val_dataset, policy)
-    return (*parts[:2], gym_actor(config), *parts[3:])
+    return (*parts[:2], gym_actor(config, tokenizer), *parts[3:])
 
 
-def gym_actor(config: Any) -> Any:
+def gym_actor(config: Any, tokenizer: Any) -> Any:
     """Gym's actor as `setup` makes it, given engines that the gateway stands before."""
     import ray
-    from nemo_rl.algorithms import grpo
     from nemo_rl.distributed.ray_actor_environment_registry import get_actor_python_env
 
     python = get_actor_python_env("nemo_rl.environments.nemo_gym.NemoGym")
     options = {"runtime_env": {"py_executable": python, "env_vars": dict(os.environ)}}
-    actor = grpo.NemoGym.options(**options).remote(
-        {
-            "model_name": config.policy["model_name"],
-            "base_urls": [None],
-            "initial_global_config_dict": config.env["nemo_gym"],
-        }
+    actor = (
+        versions.gym_actor_modules()[-1]
+        .NemoGym.options(**options)
+        .remote(
+            {
+                "model_name": config.policy["model_name"],
+                "base_urls": [None],
+                "initial_global_config_dict": config.env["nemo_gym"],
+            }
+        )
     )
     ray.get(actor._spinup.remote())
+    if hasattr(actor, "set_tokenizer"):
+        ray.get(actor.set_tokenizer.remote(tokenizer))
     return actor
 
 

@@ -67,6 +67,9 @@ class CpuPolicy:
     def print_node_ip_and_gpu_id(self) -> None:
         pass
 
+    def finalize_async_save(self) -> None:  # of the head: what is saved is saved at once here
+        pass
+
     def get_reference_policy_logprobs(self, data: Any, micro_batch_size: int) -> Any:
         with torch.no_grad():
             logprobs = _next_logprobs(self._first, data["input_ids"])

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.lessons import RIGHT, WRONG
 from benchmarks.lessons import rows as lessons
+from rlbridge.errors import PluginError
 from rlbridge.testing import make_row
 from rlbridge.testing.real_servers import why_unavailable
 from tests.nemo_rl.agents import AgentServer, hf_byte_tokenizer, running_agent
@@ -29,6 +30,16 @@ def byte_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bytes")
     hf_byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def launchable() -> None:
+    from rlbridge_nemo_rl.gym_flags import check_installed
+
+    try:
+        check_installed()
+    except PluginError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -20,6 +20,12 @@ CASES = sorted((ROOT / "tests" / "golden" / "cases").glob("*.json"))
 GOLDEN = pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 
 
+class Section(dict[str, Any]):
+    """A section of NeMo-RL's config: a mapping up to 0.7, attributes in the head."""
+
+    __getattr__ = dict.__getitem__
+
+
 def rollout_of(path: Path) -> Any:
     return files.rollout_from_json(json.loads(path.read_text())["rollout"])
 
@@ -175,7 +181,7 @@ def test_both_adapters_train_the_same_tokens_masks_logprobs_and_advantages(
     ]
     flat, lengths = trained(logs, tokenizer)
     estimator = GRPOAdvantageEstimator(
-        {"use_leave_one_out_baseline": False, "normalize_rewards": True}, None
+        Section(use_leave_one_out_baseline=False, normalize_rewards=True), None
     )
     advantages = estimator.compute_advantage(
         torch.tensor(groups)[:, None], torch.tensor(rewards), flat["token_loss_mask"]
