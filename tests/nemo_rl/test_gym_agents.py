@@ -72,7 +72,10 @@ def rollout(tokenizer: Any, answers: list[str]) -> Any:
     @ray.remote
     class Actor(_Gym):
         def __init__(self) -> None:
-            super().__init__({})
+            if hasattr(self, "_spinup"):
+                super().__init__({})
+            else:  # v0.6 starts Gym as it is made
+                self.cfg, self._ledger, self._step = {}, None, 1
             self.rch, self.head_server_config = StandInCollector(), None
 
     rows = [

@@ -1,6 +1,5 @@
 """NeMo-RL's Gym path with our gateway between Gym's agents and a fake of its vLLM server."""
 
-import importlib
 import os
 import socket
 import time
@@ -20,6 +19,7 @@ from rlbridge.testing import ByteTokenizer
 from rlbridge.testing.real_servers import why_unavailable
 from rlbridge.testing.vllm_nemo_rl import Exact
 from rlbridge.testing.vllm_server import VllmServer
+from rlbridge_nemo_rl import versions
 from rlbridge_nemo_rl.gym_flags import check
 from rlbridge_nemo_rl.gym_gateway import GymGateway
 from tests.nemo_rl.agents import MORE, USER, Agents, RunningAgent, hf_byte_tokenizer, running_agent
@@ -191,6 +191,7 @@ def rollout(
     policy: Any, tokenizer: Any, actor: Any, kinds: Sequence[str] = (), rows: Any = None
 ) -> Any:
     """NeMo-RL's own Gym rollout, as a launcher that registered the gateway calls it."""
+    import ray
     from nemo_rl.algorithms import grpo
     from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
@@ -199,9 +200,13 @@ def rollout(
         for kind in kinds
     ]
     batch = BatchedDataDict(extra_env_info=rows, loss_multiplier=torch.ones(len(rows)))
-    out = grpo.run_async_nemo_gym_rollout(
+    roll_out = getattr(grpo, versions.gym_rollout())
+    if hasattr(actor, "set_tokenizer"):
+        ray.get(actor.set_tokenizer.remote(tokenizer))
+    out = roll_out(
         policy_generation=policy, input_batch=batch, tokenizer=tokenizer,
         task_to_env={"nemo_gym": actor}, generation_config=GENERATION, max_seq_len=512,
+        **versions.known(roll_out, {"log_full_result_tables": False}),
     )  # fmt: skip
     return out.final_batch, out
 
@@ -213,10 +218,12 @@ def through(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     from rlbridge_nemo_rl import register
+    from rlbridge_nemo_rl.gym_agents import _Gym
 
+    if not hasattr(_Gym, "_spinup"):
+        pytest.skip("v0.6's actor starts Gym as it is made, and Gym isn't in this environment")
     register(gateway=request.getfixturevalue("gateway"))
-    grpo = importlib.import_module("nemo_rl.algorithms.grpo")
-    assert hasattr(grpo.NemoGym, "options")
+    assert all(hasattr(module.NemoGym, "options") for module in versions.gym_actor_modules())
     yield
     register()
 
