@@ -106,8 +106,8 @@ def test_grpo_trains_on_what_gyms_own_agent_sampled_through_our_gateway(
         (step, row, sample) for step in (1, 2, 3) for row in (0, 1) for sample in range(8)
     ]
     assert [line["split"] for line in ledger] == [*["train"] * STEPS * PLAYED, "validation"]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", port))  # the gateway is gone
+    with pytest.raises(ConnectionRefusedError):  # the gateway is gone
+        socket.create_connection(("127.0.0.1", port))
 
 
 def assert_trained_as_sampled(step: dict[str, Any], sampled: list[dict[str, Any]]) -> None:
