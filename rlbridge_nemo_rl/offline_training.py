@@ -28,10 +28,9 @@ def train_sft(config: Any, run: Training) -> None:
     example = _example("run_sft")
     tokenizer = tokenizer_of(config)
     data = versions.section(config, "data")
-    name = data["train"]["dataset_name"]
-    versions.name_dataset(name)
+    names = _dataset_names(data)
     dataset, val_dataset = example.setup_data(tokenizer, data)
-    if name == CONVERSATIONS:
+    if names == {CONVERSATIONS}:
         check_rows([dataset] if val_dataset is None else [dataset, val_dataset], run)
     made = sft.setup(config, tokenizer, dataset, val_dataset)
     _train(run, made, tokenizer, sft.sft_train)
@@ -48,14 +47,23 @@ def train_dpo(config: Any, run: Training) -> None:
 
     tokenizer = tokenizer_of(config)
     data = versions.section(config, "data")
-    name = data["train"]["dataset_name"]
-    versions.name_dataset(name)
+    names = _dataset_names(data)
     dataset, val_datasets = setup_preference_data(tokenizer, data)
-    if name == PAIRS:
+    if names == {PAIRS}:
         for made in (dataset, *val_datasets.values()):
             _process_by_ours(made)
         check_rows([dataset, *val_datasets.values()], run)
     _train(run, dpo.setup(config, tokenizer, dataset, val_datasets), tokenizer, dpo.dpo_train)
+
+
+def _dataset_names(data: Any) -> set[str]:
+    """What trains, by name: NeMo-RL's SFT takes a list too, and its own may stand in `default`."""
+    sections = data["train"] if isinstance(data["train"], list) else [data["train"]]
+    default = (data.get("default") or {}).get("dataset_name", "")
+    names = {str(section.get("dataset_name", default)) for section in sections}
+    for name in names:
+        versions.name_dataset(name)
+    return names
 
 
 def _process_by_ours(dataset: Any) -> None:

@@ -1,6 +1,7 @@
 """One training run, from checks to summary. Whatever happens, nothing it started stays behind."""
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -25,6 +26,7 @@ POLL_S = 0.5
 WATCH_EVERY_S = 5.0  # adding up memory walks every process
 GYM_START_TIMEOUT_S = 60.0
 STOPPED_ON_PURPOSE = 3
+_CHECKPOINT = re.compile(r"(?:global_)?step_(\d+)")
 # What a run writes; an earlier run's are moved aside, its checkpoints too unless resumed.
 RUN_FILES = (
     "events.jsonl", "metrics.jsonl", "verl_metrics.jsonl",
@@ -155,12 +157,15 @@ class Run:
             )
 
     def _kept(self, progress: Progress) -> str:
-        saved = sorted((self._dir / "checkpoints").glob("*step_*"))  # global_step_3, step_3
+        folder = self._dir / "checkpoints"
+        # What is being written is called otherwise: tmp_step_3.
+        names = [_CHECKPOINT.fullmatch(path.name) for path in folder.glob("*step_*")]
+        saved = [int(name[1]) for name in names if name]
         if not saved:
             return "no checkpoint was saved yet"
         step = progress.phases.checkpoint_step
-        which = f"step {step}" if step is not None else saved[-1].name
-        return f"kept the checkpoint of {which} in {saved[-1].parent}; go on with --resume"
+        newest = step if step is not None else max(saved)
+        return f"kept the checkpoint of step {newest} in {folder}; go on with --resume"
 
     def _sum_up(self, progress: Progress, watch: processes.ComponentWatch) -> dict[str, Any]:
         summary = summarize(progress, watch.peak_mb)

@@ -106,4 +106,5 @@ def test_a_dry_run_prints_what_runs_by_hand(tmp_path: Path) -> None:
     lines = native.by_hand.splitlines()
     assert any(line.startswith("cd ") for line in lines)
     assert any("uv run --with rlbridge python -m rlbridge_nemo_rl.driver" in line for line in lines)
+    assert f"/models/p:/models/p,{tmp_path}:{tmp_path}" in lines[-1]
     assert "sbatch --nodes=2 --gres=gpu:4 ray.sub" in lines[-1]
