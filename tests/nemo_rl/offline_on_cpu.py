@@ -67,9 +67,6 @@ class CpuPolicy:
     def print_node_ip_and_gpu_id(self) -> None:
         pass
 
-    def finalize_async_save(self) -> None:  # the head waits by it
-        pass
-
     def finalize_async_save(self) -> None:  # of the head: what is saved is saved at once here
         pass
 
