@@ -108,6 +108,12 @@ def registered(cluster: None) -> None:
     register()
 
 
+class Section(dict[str, Any]):
+    """A section of NeMo-RL's config: a mapping up to 0.7, attributes in the head."""
+
+    __getattr__ = dict.__getitem__
+
+
 class Threaded:
     """A fake server on a loop of its own, for code that blocks."""
 

@@ -85,7 +85,7 @@ class LearningPolicy:
     _NOTHING_TO_DO: ClassVar = {
         "offload_before_refit", "offload_after_refit", "prepare_for_generation",
         "finish_generation", "prepare_for_lp_inference", "prepare_for_training",
-        "clear_logger_metrics",
+        "clear_logger_metrics", "finalize_async_save",
     }  # fmt: skip
 
     def __init__(self, tokenizer: Any, max_new_tokens: int = 4, seed: int = 0) -> None:

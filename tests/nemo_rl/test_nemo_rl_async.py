@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rlbridge.testing import make_row
+from tests.nemo_rl.conftest import Section
 from tests.nemo_rl.test_environment import batch, create
 from tests.nemo_rl.test_nemo_rl_training import SMALL, steps_of, train
 
@@ -156,7 +157,7 @@ def test_async_masks_baselines_and_deviations_are_those_of_sync(
     out, _ = raw(policy, data, tokenizer, environment, max_seq_len=400)
     prompts = torch.arange(3).repeat_interleave(4)[:, None].repeat(1, 2)
     token_mask = torch.ones(12, 5)
-    config = {"use_leave_one_out_baseline": leave_one_out, "normalize_rewards": True}
+    config = Section(use_leave_one_out_baseline=leave_one_out, normalize_rewards=True)
 
     inner = advantage_estimator.GRPOAdvantageEstimator(config, None)
 

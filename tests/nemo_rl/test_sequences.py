@@ -14,16 +14,10 @@ from rlbridge.contracts.codecs import files
 from rlbridge.contracts.sequence import TrainingSequence
 from rlbridge.onpolicy.build import build
 from rlbridge_nemo_rl.sequences import UNTRAINED_TOKENS, contiguous, longest, output_items
-from tests.nemo_rl.conftest import ROOT
+from tests.nemo_rl.conftest import ROOT, Section
 
 CASES = sorted((ROOT / "tests" / "golden" / "cases").glob("*.json"))
 GOLDEN = pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-
-
-class Section(dict[str, Any]):
-    """A section of NeMo-RL's config: a mapping up to 0.7, attributes in the head."""
-
-    __getattr__ = dict.__getitem__
 
 
 def rollout_of(path: Path) -> Any:
