@@ -27,7 +27,7 @@ COMPONENTS = (
 
 
 class NemoRLBackend:
-    """Compiles run configs for NeMo-RL 0.6 to 0.7."""
+    """Compiles run configs for NeMo-RL 0.6, 0.7 and its head."""
 
     def compile(self, config: RunConfig, run_dir: Path) -> NativeRun:
         """Compile `config`; files of the run go under `run_dir`.
@@ -37,6 +37,8 @@ class NemoRLBackend:
             PluginError: this NeMo-RL can't be launched by us.
         """
         versions.check()
+        if config.agent.loop == "run":
+            gym_flags.check_installed()
         name = config.algorithm.name
         keys = (grpo_keys if name == "grpo" else offline_keys)(config, run_dir)
         native = compose(name, keys, config.nemo_rl)
@@ -60,7 +62,6 @@ class NemoRLBackend:
 def _check_gym_path(config: RunConfig, native: Mapping[str, Any]) -> None:
     """See that a run by Gym's agents has what NeMo-RL's Gym path needs, and no other takes it."""
     if config.agent.loop == "run":
-        gym_flags.check_installed()
         gym_flags.check(native)
     elif native["env"].get("should_use_nemo_gym"):
         raise ConfigError(
