@@ -151,7 +151,7 @@ class TrainerSection(StrictModel):
     seed: int = 0
     """Seed of shuffling, sampling and initialisation."""
     output_dir: Path = Path("runs/run")
-    """Folder for metrics, logs, checkpoints, summary.json and reward.png."""
+    """Folder for metrics, logs, checkpoints, summary.json, and reward.png or loss.png."""
     save_every: int | None = Field(None, ge=1)
     """Save a checkpoint every so many steps; none saves only when a run is stopped early."""
     validate_every: int | None = Field(None, ge=1)

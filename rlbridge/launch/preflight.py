@@ -76,13 +76,18 @@ def check_rows(config: RunConfig) -> list[dict[str, Any]]:
 
     Raises:
         ConfigError: a file, a line, a prompt or a prompt config is wrong; the message names file
-            and line.
+            and line. Or there are fewer rows than a step takes: frameworks would train on none.
     """
     data = config.data
     train = [(data.train, data.prompt), *((mixed.path, mixed.prompt) for mixed in data.mix)]
     rows = [row for path, prompt in train for row in _rows(config, path, prompt)]
     if data.validation is not None:
         _rows(config, data.validation, data.prompt)
+    if len(rows) < config.rollout.prompts_per_step:
+        raise ConfigError(
+            f"rollout.prompts_per_step: a step takes {config.rollout.prompts_per_step} rows, and "
+            f"the training data hold {len(rows)}; lower it or add rows"
+        )
     return rows
 
 

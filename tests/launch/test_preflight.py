@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rlbridge.errors import ConfigError, GymError
-from rlbridge.launch.preflight import check_gym, check_policy
-from rlbridge.run_config import GymSection
+from rlbridge.launch.preflight import check_gym, check_policy, check_rows
+from rlbridge.run_config import GymSection, RunConfig
 from rlbridge.testing import make_row
 
 
@@ -69,3 +69,12 @@ def test_no_gym_at_the_url_is_an_error_with_url_attempts_and_a_way_to_start_one(
     assert "http://127.0.0.1:9" in message
     assert "attempt" in message
     assert "rlbridge gym serve" in message
+
+
+def test_fewer_rows_than_a_step_takes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(make_row(f"q {n}")) + "\n" for n in range(3)))
+    given = {"policy": {"path": str(tmp_path)}, "data": {"train": str(path)}}
+    with pytest.raises(ConfigError, match="a step takes 4 rows, and the training data hold 3"):
+        check_rows(RunConfig.parse(given | {"rollout": {"prompts_per_step": 4}}))
+    assert len(check_rows(RunConfig.parse(given | {"rollout": {"prompts_per_step": 3}}))) == 3
