@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlbridge.errors import ConfigError
 from rlbridge.run_config import flatten
-from rlbridge_nemo_rl import versions
+from rlbridge_nemo_rl import logprobs, versions
 
 BASES = {
     "grpo": "examples/configs/grpo_math_1B.yaml",
@@ -32,8 +32,9 @@ def compose(algorithm: str, keys: Mapping[str, Any], native: Mapping[str, Any]) 
         native: the user's `nemo_rl` section, nested or dotted.
 
     Raises:
-        ConfigError: the base YAML is missing, a value can't be resolved, or NeMo-RL refuses the
-            config; with every mistake by its path.
+        ConfigError: the base YAML is missing, a value can't be resolved, NeMo-RL refuses the
+            config, with every mistake by its path, or samples would have logprobs that can't be
+            trained on.
     """
     own = dict(native)
     base = _base(algorithm, own.pop("defaults", None))
@@ -50,6 +51,9 @@ def compose(algorithm: str, keys: Mapping[str, Any], native: Mapping[str, Any]) 
         raise ConfigError(f"nemo_rl: {error}") from error
     _check_async(plain)
     versions.validated(algorithm, plain)
+    generation = plain["policy"].get("generation") or {}
+    if algorithm == "grpo" and generation.get("backend") == "vllm":
+        logprobs.mode_of(generation)
     return dict(plain)
 
 

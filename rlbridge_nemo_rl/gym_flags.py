@@ -41,6 +41,7 @@ def check(config: Any) -> None:
     vllm = generation.get("vllm_cfg") or {}
     grpo, env = versions.section(config, "grpo"), versions.section(config, "env")
     asynchronous = versions.value(grpo, "async_grpo") or {}
+    sampled = {name: generation.get(name) for name in ("temperature", "top_p")}
     path, generating = "policy.generation", "policy.generation.vllm_cfg"
     rules = (
         (not env.get("should_use_nemo_gym"), "env.should_use_nemo_gym: must be true"),
@@ -57,6 +58,11 @@ def check(config: Any) -> None:
             f"{path}.stop_strings, stop_token_ids: must be null; call setup_nemo_gym_config first",
         ),
         (bool(generation.get("top_k")), f"{path}.top_k: must be null"),
+        (
+            any(generation.get(f"val_{name}", given) != given for name, given in sampled.items()),
+            f"{path}.val_temperature, val_top_p: must be those of training, which the gateway "
+            "sends with every call",
+        ),
         (
             versions.value(grpo, "max_val_samples") is not None,
             "grpo.max_val_samples: must be null; all validation rows are used",

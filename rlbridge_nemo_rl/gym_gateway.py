@@ -26,7 +26,7 @@ import yaml
 
 from rlbridge.engines.registry import RegistryEntry, publish, without_nulls
 from rlbridge.errors import RunError
-from rlbridge_nemo_rl import versions
+from rlbridge_nemo_rl import logprobs, versions
 from rlbridge_nemo_rl.actor_behind import ActorBehind
 from rlbridge_nemo_rl.agent_rewards import LEDGER
 from rlbridge_nemo_rl.gym_calls import GATEWAY, ask
@@ -47,6 +47,7 @@ class GymGateway:
         tokenizer: folder or hub name.
         temperature: the one that NeMo-RL's server takes.
         top_p: likewise.
+        logprobs_mode: what its logprobs are of, `raw` or `processed`.
         max_tokens: most tokens of an answer, whatever an agent asks for; None for the context's.
         ledger: folder of the record of every reward; None for `rewards` in `folder`.
         called: the name that agents call the model by; None for the engines'.
@@ -62,6 +63,7 @@ class GymGateway:
         tokenizer: str,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        logprobs_mode: str = "processed",
         max_tokens: int | None = None,
         ledger: Path | None = None,
         called: str | None = None,
@@ -83,6 +85,7 @@ class GymGateway:
                 "file": str(self._engines),
                 "model": model,
                 "wire": "nemo_rl",
+                "logprobs_mode": logprobs_mode,
                 "ready_timeout_s": _FOREVER_S,
                 "health_interval_s": 0.5,  # how soon it sees that a rollout began
                 **only,
@@ -104,7 +107,8 @@ class GymGateway:
             **given: `ledger`, `called`, `port`, `ready_timeout_s`.
 
         Raises:
-            ConfigError: a flag that the Gym path needs is missing; by its name.
+            ConfigError: a flag that the Gym path needs is missing, or logprobs would be of another
+                distribution than the one sampled from; by the key's name.
         """
         check(config)
         policy = versions.section(config, "policy")
@@ -115,6 +119,7 @@ class GymGateway:
             tokenizer=str(policy["tokenizer"]["name"]),
             temperature=float(generation["temperature"]),
             top_p=float(generation["top_p"]),
+            logprobs_mode=logprobs.mode_of(generation),
             max_tokens=int(generation["max_new_tokens"]),
             **given,
         )

@@ -167,6 +167,14 @@ def name_dataset(dotted: str) -> None:
             module.DATASET_REGISTRY[dotted] = getattr(importlib.import_module(home), name)
 
 
+def logprobs_configurable() -> bool:
+    """Whether `vllm_cfg.logprobs_mode` is heeded, as in the head; elsewhere it is ignored."""
+    if importlib.util.find_spec("nemo_rl") is None:
+        return False
+    module = importlib.import_module("nemo_rl.models.generation.vllm.config")
+    return "logprobs_mode" in module.VllmSpecificArgs.__annotations__
+
+
 def gym_actor_modules() -> list[Any]:
     """Modules by whose name `NemoGym` launchers make Gym's actor.
 
