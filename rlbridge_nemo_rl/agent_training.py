@@ -5,7 +5,8 @@ generation config, data without environments, and the number of validation rows 
 that the agents can't take.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from rlbridge_nemo_rl.agent_rewards import ORIGIN
 from rlbridge_nemo_rl.agent_servers import AgentServers
 from rlbridge_nemo_rl.gym_gateway import GymGateway
 from rlbridge_nemo_rl.processor import WHERE
+
+SHUTDOWN_S = 30.0
+"""For Gym's actor to end its servers, each of which may take some seconds."""
 
 
 def by_agents(config: Any) -> bool:
@@ -90,6 +94,23 @@ def environments_of(actor: Any) -> dict[str, Any]:
     if actor is None:
         raise PluginError("NeMo-RL's grpo.setup made no Gym actor; is this NeMo-RL older than 0.7?")
     return {"nemo_gym": actor}
+
+
+@contextlib.contextmanager
+def ending(actor: Any) -> Iterator[None]:
+    """End what Gym's actor started, whatever the way out; NeMo-RL's synchronous loop doesn't.
+
+    Args:
+        actor: None where there is none.
+    """
+    import ray
+
+    try:
+        yield
+    finally:
+        if actor is not None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(actor.shutdown.remote(), timeout=SHUTDOWN_S)
 
 
 def _refuse_other_agents(rows: list[dict[str, Any]]) -> None:

@@ -79,7 +79,8 @@ def _train(
         made.save_state, made.master_config,
     )  # fmt: skip
     run.note("training")
-    with watch.training(), versions.finishing(made.checkpointer):
+    ending = agent_training.ending(made.nemo_gym)
+    with ending, watch.training(), versions.finishing(made.checkpointer):
         if is_async:
             overheard = LoopWatch(watch, begun, lambda: run.note("ending"))
             train_async(config, arguments, made.extras, lambda: steps.done, overheard)

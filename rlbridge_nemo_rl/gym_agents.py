@@ -20,8 +20,9 @@ from rlbridge.contracts import wire
 from rlbridge.contracts.reward import FailureClass, InvalidReward, Reward
 from rlbridge.contracts.rollout import Rollout
 from rlbridge.errors import ContractError
+from rlbridge.launch.processes import end
 from rlbridge.ledger import RewardLedger
-from rlbridge_nemo_rl import versions
+from rlbridge_nemo_rl import gym_servers, versions
 from rlbridge_nemo_rl.agent_rewards import LEDGER, RolloutRewards, reward_of
 from rlbridge_nemo_rl.gym_calls import GATEWAY, Calls
 from rlbridge_nemo_rl.sequences import UNTRAINED_TOKENS, contiguous
@@ -55,10 +56,19 @@ class _TolerantGym(_Plain):  # type: ignore[misc,unused-ignore]
     """`NemoGym` without its asserts on what agents and engines do."""
 
     def __init__(self, cfg: Any) -> None:
-        super().__init__(cfg)
+        gym_servers.keep_head_in()
+        super().__init__(gym_servers.on_loopback(cfg))
         folder = cfg.get(LEDGER)
         self._ledger = RewardLedger(Path(folder)) if folder else None
         self._step = 1
+
+    def shutdown(self) -> None:
+        """End Gym, and its servers where it ends only the shells that it started them by."""
+        started = gym_servers.processes()
+        try:
+            super().shutdown()
+        finally:
+            end(started)
 
     def set_step(self, step: int) -> None:
         """Say which training step rewards are asked for from now on; NeMo-RL doesn't."""
@@ -75,7 +85,7 @@ class _TolerantGym(_Plain):  # type: ignore[misc,unused-ignore]
         calls = Calls(self.cfg.get(GATEWAY))
         tasks = self.rch.run_examples(
             examples=[calls.in_session(row) for row in rows],
-            head_server_config=self.head_server_config,
+            head_server_config=None,  # Gym's own config says where it listens
         )
         try:
             for task in tasks:

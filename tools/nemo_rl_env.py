@@ -30,7 +30,8 @@ IMPORTED = [
     "nvidia-ml-py", "soundfile", "mlflow", "swanlab", "tensorboard", "torchdata", "tensordict",
     "math-verify", "accelerate", "prometheus-client", "matplotlib", "decord2", "megatron-core",
 ]  # fmt: skip
-TESTED = ["pytest>=8.2", "pytest-asyncio>=0.24", "hypothesis>=6.100"]
+# NeMo Gym's packages come from .venv-gym where NeMo-RL starts Gym; this one is compiled.
+TESTED = ["pytest>=8.2", "pytest-asyncio>=0.24", "hypothesis>=6.100", "yappi"]
 
 # NeMo-RL is written for Python 3.13; on 3.11 pydantic refuses typing's own TypedDict.
 TYPED_DICT = (

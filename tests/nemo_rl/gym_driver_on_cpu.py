@@ -9,7 +9,7 @@ noted in `sampled.json`, beside what was trained on.
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,13 @@ def gym_actor(config: Any, tokenizer: Any) -> Any:
     return actor
 
 
-if __name__ == "__main__":
+def main(arguments: list[str], started: Callable[[Any, Any], None] | None = None) -> int:
+    """Train, and note what was sampled.
+
+    Args:
+        arguments: of the driver.
+        started: called with the config and Gym's actor once the actor has started.
+    """
     from nemo_rl.algorithms import grpo
 
     from rlbridge_nemo_rl import driver
@@ -129,12 +135,18 @@ if __name__ == "__main__":
     def noted(config: Any, *given: Any) -> tuple[Any, ...]:
         parts = setup(config, *given)
         served.append(parts[0])
+        if started is not None:
+            started(config, parts[2])
         return parts
 
     grpo.setup = noted
-    status = driver.main(sys.argv[1:])
+    status = driver.main(arguments)
     for policy in served:
         policy.running.close()
-        folder = Path(sys.argv[-1]).parent
+        folder = Path(arguments[-1]).parent
         (folder / "sampled.json").write_text(json.dumps(policy.server.fake.sampled))
-    sys.exit(status)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

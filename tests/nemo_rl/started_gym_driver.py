@@ -1,0 +1,45 @@
+"""`gym_driver_on_cpu` where NeMo-RL's actor starts Gym, in the Python of `GYM_ACTOR_PYTHON`.
+
+    python -m tests.nemo_rl.started_gym_driver --config native.yaml
+
+Notes in `listening.json` at which addresses Gym's servers listen.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.nemo_rl import gym_driver_on_cpu, gym_python
+
+
+def note_addresses(config: Any, actor: Any) -> None:
+    """Where the head server listens, and the servers that it has started."""
+    import ray
+
+    head = ray.get(actor.__ray_call__.remote(lambda gym: gym.head_server_port))
+    pids = {process.pid for process in gym_python.processes(config.env["nemo_gym"]["uv_venv_dir"])}
+    listening = [one for one in psutil.net_connections("tcp") if one.status == "LISTEN"]
+    noted = {
+        "head": {_ip(one) for one in listening if one.laddr.port == head},
+        "servers": {_ip(one) for one in listening if one.pid in pids},
+    }
+    path = Path(config.rlbridge["run_dir"]) / "listening.json"
+    path.write_text(json.dumps({name: sorted(found) for name, found in noted.items()}))
+
+
+def _ip(one: Any) -> str:
+    ip: str = one.laddr.ip
+    return ip.removeprefix("::ffff:")
+
+
+if __name__ == "__main__":
+    from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
+
+    # Its own is a `uv run` with Gym's extra, of which `grpo.setup` makes an environment.
+    python = os.environ["GYM_ACTOR_PYTHON"]
+    ACTOR_ENVIRONMENT_REGISTRY["nemo_rl.environments.nemo_gym.NemoGym"] = python
+    sys.exit(gym_driver_on_cpu.main(sys.argv[1:], note_addresses))
