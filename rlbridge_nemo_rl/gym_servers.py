@@ -50,7 +50,7 @@ def keep_head_in() -> None:
     class HeadKeptIn(original):  # type: ignore[misc,valid-type,unused-ignore]
         def start(self, global_config_dict_parser_config: Any) -> None:
             given = global_config_dict_parser_config.initial_global_config_dict
-            given["head_server"]["host"] = given[_HOST]
+            given["head_server"]["host"] = given[_HOST] or _LOOPBACK  # as Gym reads it
             super().start(global_config_dict_parser_config)
 
     cli.RunHelper = HeadKeptIn

@@ -38,9 +38,8 @@ def make(folder: Path) -> Path:
     (site / "a_ours.pth").write_text(f"import site; site.addsitedir({here!r})\n")
     gyms = _gyms_packages()
     (site / "b_gym.pth").write_text(f"{gyms}\n")
-    (site / "openai").symlink_to(
-        gyms / "openai"
-    )  # Gym pins it; an environment may have a later one
+    # Gym pins it, and fails with a later one, which this environment may have.
+    (site / "openai").symlink_to(gyms / "openai")
     for server in SERVERS:
         link = folder / server / ".venv"
         link.parent.mkdir(parents=True)
