@@ -52,14 +52,14 @@ class GymDataset(RawDataset):  # type: ignore[misc,unused-ignore]
         self,
         data_path: str,
         split: str = "train",
-        mix: Sequence[Mapping[str, Any]] = (),
+        mix: Sequence[Mapping[str, Any]] | None = None,
         prompt: str | None = None,
         **kwargs: Any,
     ) -> None:
         _refuse_keys(kwargs, ("data_path", "split", "mix", "prompt"))
         self.task_name = _task_name(data_path, split)
         self._prompted: str | None = None
-        files = [{"data_path": data_path, "prompt": prompt}, *mix]
+        files = [{"data_path": data_path, "prompt": prompt}, *(mix or ())]
         index = itertools.count()
         weighted = [
             ([self._item(*row, next(index), split) for row in _rows(file)], file.get("weight", 1.0))
@@ -120,7 +120,7 @@ class GymAgentDataset(RawDataset):  # type: ignore[misc,unused-ignore]
         self,
         data_path: str,
         split: str = "train",
-        mix: Sequence[Mapping[str, Any]] = (),
+        mix: Sequence[Mapping[str, Any]] | None = None,
         agent: str | None = None,
         prompt: str | None = None,
         repeat: int = 1,
@@ -137,7 +137,7 @@ class GymAgentDataset(RawDataset):  # type: ignore[misc,unused-ignore]
                 ],
                 float(file.get("weight", 1.0)),
             )
-            for file in ({"data_path": data_path, "prompt": prompt}, *mix)
+            for file in ({"data_path": data_path, "prompt": prompt}, *(mix or ()))
         ]
         rows = shares(weighted)
         self.dataset = Dataset.from_dict(
