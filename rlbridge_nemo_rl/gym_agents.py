@@ -19,10 +19,10 @@ from nemo_rl.environments.nemo_gym import NemoGym
 from rlbridge.contracts import wire
 from rlbridge.contracts.reward import FailureClass, InvalidReward, Reward
 from rlbridge.contracts.rollout import Rollout
-from rlbridge.errors import ContractError
+from rlbridge.errors import ContractError, RunError
 from rlbridge.launch.processes import end
 from rlbridge.ledger import RewardLedger
-from rlbridge_nemo_rl import gym_servers, versions
+from rlbridge_nemo_rl import gym_servers, restarts, versions
 from rlbridge_nemo_rl.agent_rewards import LEDGER, RolloutRewards, reward_of
 from rlbridge_nemo_rl.gym_calls import GATEWAY, Calls
 from rlbridge_nemo_rl.sequences import UNTRAINED_TOKENS, contiguous
@@ -59,8 +59,9 @@ class _TolerantGym(_Plain):  # type: ignore[misc,unused-ignore]
         gym_servers.keep_head_in()
         super().__init__(gym_servers.on_loopback(cfg))
         folder = cfg.get(LEDGER)
-        self._ledger = RewardLedger(Path(folder)) if folder else None
-        self._step = 1
+        self._folder = Path(folder) if folder else None
+        self._ledger = RewardLedger(self._folder) if self._folder else None
+        self._step = restarts.remembered(self._folder)[0] if self._folder else 1
 
     def shutdown(self) -> None:
         """End Gym, and its servers where it ends only the shells that it started them by."""
@@ -73,6 +74,20 @@ class _TolerantGym(_Plain):  # type: ignore[misc,unused-ignore]
     def set_step(self, step: int) -> None:
         """Say which training step rewards are asked for from now on; NeMo-RL doesn't."""
         self._step = step
+        if self._folder:
+            restarts.keep_step(self._folder, step)
+
+    def _see_that_gym_runs(self) -> None:
+        """Start Gym again in an actor that Ray has restarted, which it does by `__init__` alone.
+
+        Raises:
+            RunError: the head hands an actor its tokenizer once, and it is gone.
+        """
+        if getattr(self, "rch", None) is not None:
+            return
+        if hasattr(self, "set_tokenizer"):
+            raise RunError("NeMo-RL's Gym actor died, and nobody sets up another; resume the run")
+        self._spinup()
 
     def global_post_process_and_metrics(self, batch: Any) -> tuple[Any, dict[str, float]]:
         """The batch as it is; this path's figures come with each rollout's own."""
@@ -80,6 +95,7 @@ class _TolerantGym(_Plain):  # type: ignore[misc,unused-ignore]
 
     async def _play(self, rows: Sequence[Mapping[str, Any]]) -> AsyncIterator[Played]:
         """The rollouts in order of completion; those that failed come last."""
+        self._see_that_gym_runs()
         waiting = {row["_rowidx"]: number for number, row in enumerate(rows)}
         reasons: dict[str, None] = {}
         calls = Calls(self.cfg.get(GATEWAY))

@@ -2,11 +2,12 @@
 
     python -m tests.nemo_rl.started_gym_driver --config native.yaml
 
-Notes in `listening.json` at which addresses Gym's servers listen.
+Notes in `listening.json` at which addresses Gym's servers listen; then the actor's process dies.
 """
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ import psutil
 from tests.nemo_rl import gym_driver_on_cpu, gym_python
 
 
-def note_addresses(config: Any, actor: Any) -> None:
-    """Where the head server listens, and the servers that it has started."""
+def note_and_kill(config: Any, actor: Any) -> None:
+    """Note where the servers listen, and kill the actor's process where it can start again."""
     import ray
 
     head = ray.get(actor.__ray_call__.remote(lambda gym: gym.head_server_port))
@@ -29,6 +30,8 @@ def note_addresses(config: Any, actor: Any) -> None:
     }
     path = Path(config.rlbridge["run_dir"]) / "listening.json"
     path.write_text(json.dumps({name: sorted(found) for name, found in noted.items()}))
+    if not hasattr(actor, "set_tokenizer"):  # the head's is told its tokenizer once
+        os.kill(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
 
 
 def _ip(one: Any) -> str:
@@ -42,4 +45,4 @@ if __name__ == "__main__":
     # Its own is a `uv run` with Gym's extra, of which `grpo.setup` makes an environment.
     python = os.environ["GYM_ACTOR_PYTHON"]
     ACTOR_ENVIRONMENT_REGISTRY["nemo_rl.environments.nemo_gym.NemoGym"] = python
-    sys.exit(gym_driver_on_cpu.main(sys.argv[1:], note_addresses))
+    sys.exit(gym_driver_on_cpu.main(sys.argv[1:], note_and_kill))

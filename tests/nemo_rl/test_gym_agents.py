@@ -75,7 +75,7 @@ def rollout(tokenizer: Any, answers: list[str]) -> Any:
             if hasattr(self, "_spinup"):
                 super().__init__({})
             else:  # v0.6 starts Gym as it is made
-                self.cfg, self._ledger, self._step = {}, None, 1
+                self.cfg, self._ledger, self._folder, self._step = {}, None, None, 1
             self.rch, self.head_server_config = StandInCollector(), None
 
     rows = [

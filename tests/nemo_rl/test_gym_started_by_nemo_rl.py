@@ -2,6 +2,7 @@
 
 Real: NeMo-RL's `NemoGym._spinup` in our actor, Gym's `RunHelper` and `RolloutCollectionHelper`, its
 head server, mcqa, simple_agent and vllm_model, our gateway, `grpo_train`. A fake stands for vLLM.
+The actor's process is killed before the first rollout (but in the head).
 """
 
 import json
@@ -46,7 +47,7 @@ def launchable() -> None:
         pytest.skip(str(error))
 
 
-def test_grpo_trains_on_what_agents_play_in_a_gym_that_nemo_rl_starts(
+def test_grpo_trains_on_what_agents_play_in_a_gym_that_nemo_rl_starts_and_ours_restarts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     venvs, policy = tmp_path / "venvs", tmp_path / "policy"
