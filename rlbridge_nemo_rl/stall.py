@@ -82,6 +82,7 @@ class StallWatch:
             StalledError: waiting led nowhere for `timeout_s`.
         """
         thread = threading.Thread(target=self._watch, name="rlbridge-stall-watch", daemon=True)
+        _hear_interruptions()
         thread.start()
         try:
             yield
@@ -128,3 +129,9 @@ class StallWatch:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         if not self._ended.wait(_GRACE_S):
             self._abandon(self._message)
+
+
+def _hear_interruptions() -> None:
+    """Let SIGINT raise where a shell that put the process into the background has it ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

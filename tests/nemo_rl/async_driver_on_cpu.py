@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+engines: list[Any] = []
+
 
 def setup(config: Any, tokenizer: Any, dataset: Any, val_dataset: Any) -> tuple[Any, ...]:
     """The 13 values of v0.7's `setup`, generation not colocated."""
@@ -23,18 +25,23 @@ def setup(config: Any, tokenizer: Any, dataset: Any, val_dataset: Any) -> tuple[
     policy = warm(AsyncLearningPolicy(tokenizer, sampler), dataset)
     made = synchronous(config, tokenizer, dataset, val_dataset, policy)
 
+    told = Path(config.rlbridge["run_dir"], "sampler.json")
+
     class Told(SamplerGeneration):
         """Says what the engine saw, before it is gone."""
 
         def shutdown(self) -> bool:
+            if told.exists():
+                return True
             seen = ray.get(self.sampler.seen.remote(), timeout=60)
-            Path(config.rlbridge["run_dir"], "sampler.json").write_text(json.dumps(seen))
+            told.write_text(json.dumps(seen))
             return super().shutdown()
 
         def __reduce__(self) -> Any:
             return SamplerGeneration, (self.sampler,)
 
-    return (policy, Told(sampler), *made[2:])
+    engines.append(Told(sampler))
+    return (policy, engines[0], *made[2:])
 
 
 if __name__ == "__main__":
@@ -48,4 +55,7 @@ if __name__ == "__main__":
         fqn = f"nemo_rl.algorithms.async_utils.{name}"
         ACTOR_ENVIRONMENT_REGISTRY[fqn] = PY_EXECUTABLES.SYSTEM
     grpo.setup = setup
-    sys.exit(driver.main(sys.argv[1:]))
+    status = driver.main(sys.argv[1:])
+    for engine in engines:
+        engine.shutdown()  # v0.6's loop leaves it running
+    sys.exit(status)

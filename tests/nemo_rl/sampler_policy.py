@@ -95,7 +95,9 @@ class SamplerGeneration(GenerationInterface):
     async def generate_async(self, data: Any, greedy: bool = False) -> AsyncIterator[Any]:
         import rlbridge_nemo_rl
 
-        yield 0, await self.sampler.generate.remote(data, rlbridge_nemo_rl.__file__)
+        made = await self.sampler.generate.remote(data, rlbridge_nemo_rl.__file__)
+        made["gen_leader_worker_idx"] = [0]  # NeMo-RL counts tokens by worker
+        yield 0, made
 
 
 class AsyncLearningPolicy(LearningPolicy):

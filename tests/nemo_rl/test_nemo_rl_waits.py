@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,17 +26,36 @@ def test_processes_that_start_are_no_stall(tmp_path: Path) -> None:
         time.sleep(0.5)
 
 
+def watch_of(folder: Path, release: Callable[[], None] = lambda: None) -> StallWatch:
+    """One that leaves this process alive, whatever happens."""
+    return StallWatch(folder, 0.05, release, abandon=lambda _: None)
+
+
 def test_waiting_without_progress_is_one_and_releases_what_is_waited_for(tmp_path: Path) -> None:
     released: list[str] = []
-    watch = StallWatch(tmp_path, 0.05, lambda: released.append("released"))
+    waited_out: list[bool] = []
+    watch = watch_of(tmp_path, lambda: released.append("released"))
     with (
         pytest.raises(StalledError, match=r"trainer\.stall_timeout_s=0\.05"),
         watch.training(),
         watch.waiting(),
         watch.rollout(),
     ):
-        threading.Event().wait()
+        waited_out.append(threading.Event().wait(60))
     assert released == ["released"]
+    assert not waited_out
+
+
+def test_a_process_in_the_background_is_interrupted_too(tmp_path: Path) -> None:
+    waited_out: list[bool] = []
+    watch = watch_of(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts one
+    try:
+        with pytest.raises(StalledError), watch.training(), watch.waiting():
+            waited_out.append(threading.Event().wait(60))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not waited_out
 
 
 def wait_deaf(until: Callable[[], bool]) -> None:
@@ -47,7 +67,7 @@ def wait_deaf(until: Callable[[], bool]) -> None:
 
 def test_a_loop_that_swallows_the_interruption_still_ends_as_stalled(tmp_path: Path) -> None:
     released: list[bool] = []
-    watch = StallWatch(tmp_path, 0.05, lambda: released.append(True))
+    watch = watch_of(tmp_path, lambda: released.append(True))
     with pytest.raises(StalledError), watch.training(), watch.waiting():
         wait_deaf(lambda: bool(released))
 
