@@ -4,7 +4,7 @@ In this path Gym's agents roll out against NeMo-RL's vLLM server, and one failed
 history that isn't contiguous or one prompt that is too long ends the batch. Here each of these
 costs one rollout: it comes back without a generated message, so that `validity.settle` masks it,
 and with the reason in its result. Runs in NeMo-RL's environment for Gym, where of rlbridge only
-what needs numpy and orjson is imported.
+what needs numpy, orjson, psutil and pydantic is imported, as Gym itself does.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
