@@ -17,6 +17,7 @@ def setup(config: Any, tokenizer: Any, dataset: Any, val_dataset: Any) -> tuple[
     """The 13 values of v0.7's `setup`, generation not colocated."""
     import ray
 
+    from rlbridge_nemo_rl import versions
     from tests.nemo_rl.driver_on_cpu import setup as synchronous
     from tests.nemo_rl.driver_on_cpu import warm
     from tests.nemo_rl.sampler_policy import AsyncLearningPolicy, Sampler, SamplerGeneration
@@ -25,7 +26,7 @@ def setup(config: Any, tokenizer: Any, dataset: Any, val_dataset: Any) -> tuple[
     policy = warm(AsyncLearningPolicy(tokenizer, sampler), dataset)
     made = synchronous(config, tokenizer, dataset, val_dataset, policy)
 
-    told = Path(config.rlbridge["run_dir"], "sampler.json")
+    told = Path(versions.section(config, "rlbridge")["run_dir"], "sampler.json")
 
     class Told(SamplerGeneration):
         """Says what the engine saw, before it is gone."""
