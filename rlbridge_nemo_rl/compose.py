@@ -114,3 +114,8 @@ def _check_async(plain: Mapping[str, Any]) -> None:
     wrong += ["use_dynamic_sampling"] if grpo["use_dynamic_sampling"] else []
     if wrong:
         raise ConfigError(f"nemo_rl.grpo.{wrong[0]}: NeMo-RL has none with async GRPO; turn it off")
+    if grpo.get("seq_logprob_error_threshold") is not None and not versions.hands_over_async_mask():
+        raise ConfigError(
+            "nemo_rl.grpo.seq_logprob_error_threshold: with it this NeMo-RL's async loop puts a "
+            "mask of its own in the place of the one that keeps missing rewards out; set it to null"
+        )

@@ -225,7 +225,8 @@ class ValidAdvantages:
         """Advantages [batch, sequence], zero in rows without a reward.
 
         In async GRPO batches come from a collector in another process, unsettled: there the
-        loss's `sample_mask` [batch] is an argument too, and is mended in place, like `rewards`.
+        loss's `sample_mask` [batch] is an argument too (in 0.6 it is the batch's
+        `loss_multiplier`), and is mended in place, like `rewards`.
         """
         valid = _valid(rewards, repeated_batch)
         self._share.add(valid)
@@ -245,8 +246,11 @@ class ValidAdvantages:
     ) -> torch.Tensor:
         if bool(valid.all()):
             return self._advantages(prompt_ids, rewards, mask, repeated_batch, kwargs)
-        if kwargs.get("sample_mask") is not None:
-            kwargs["sample_mask"].mul_(valid)
+        in_loss = kwargs.get("sample_mask")
+        if in_loss is None and repeated_batch is not None:
+            in_loss = repeated_batch.get("loss_multiplier")  # the same tensor, in 0.6's async loop
+        if in_loss is not None:
+            in_loss.mul_(valid)
         self.last_metrics = figures(rewards, valid)
         groups = [row.numpy().tobytes() for row in prompt_ids.cpu()]
         rewards.copy_(filled(rewards, valid, groups))

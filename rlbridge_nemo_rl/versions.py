@@ -167,6 +167,12 @@ def name_dataset(dotted: str) -> None:
             module.DATASET_REGISTRY[dotted] = getattr(importlib.import_module(home), name)
 
 
+def hands_over_async_mask() -> bool:
+    """Whether the async loop gives the loss's mask to the estimator, as it does from 0.7 on."""
+    grpo = importlib.import_module("nemo_rl.algorithms.grpo")
+    return "sample_mask=" in inspect.getsource(grpo.async_grpo_train)
+
+
 def logprobs_configurable() -> bool:
     """Whether `vllm_cfg.logprobs_mode` is heeded, as in the head; elsewhere it is ignored."""
     if importlib.util.find_spec("nemo_rl") is None:

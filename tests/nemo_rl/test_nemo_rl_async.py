@@ -77,6 +77,7 @@ def killing_the_environment(folder: Path, rewards: int) -> Iterator[list[int]]:
 def test_async_grpo_trains_on_whatever_rewards_there_are(
     tmp_path: Path, policy_folder: Path, gym: Callable[..., Any]
 ) -> None:
+    from rlbridge_nemo_rl import versions
     from tests.nemo_rl.sampler_policy import FAILS
 
     def reward(body: dict[str, Any]) -> Any:
@@ -132,14 +133,21 @@ def test_async_grpo_trains_on_whatever_rewards_there_are(
     for step in steps_of(tmp_path):
         assert ("validation/accuracy" in step.native) == (step.step in (2, 4))
         assert step.native["train/avg_trajectory_age"] <= 1
-        assert step.native["train/mean_total_reward"] >= 0
+        if versions.hands_over_async_mask():  # 0.6 logs the figure that a missing reward spoils
+            assert step.native["train/mean_total_reward"] >= 0
     assert not alive(*ACTORS)
 
 
 @pytest.mark.usefixtures("registered")
-@pytest.mark.parametrize("leave_one_out", [False, True])
+@pytest.mark.parametrize(
+    ("leave_one_out", "mask_is_handed_over"), [(False, True), (True, True), (False, False)]
+)
 def test_async_masks_baselines_and_deviations_are_those_of_sync(
-    leave_one_out: bool, tokenizer: Any, tmp_path: Path, gym: Callable[..., Any]
+    leave_one_out: bool,
+    mask_is_handed_over: bool,
+    tokenizer: Any,
+    tmp_path: Path,
+    gym: Callable[..., Any],
 ) -> None:
     from nemo_rl.algorithms import advantage_estimator, grpo
 
@@ -170,7 +178,9 @@ def test_async_masks_baselines_and_deviations_are_those_of_sync(
 
     synchronous = settle(out.select_indices(list(range(12))))
     expected = advantages(synchronous)
-    found = advantages(out, sample_mask=out["loss_multiplier"])
+    # NeMo-RL 0.6 hands none over; its loss's mask is the batch's own tensor.
+    handed_over = {"sample_mask": out["loss_multiplier"]} if mask_is_handed_over else {}
+    found = advantages(out, **handed_over)
     assert torch.equal(found, expected)
     assert out["loss_multiplier"].tolist() == [1, 1, 0, 1, 1, 1, 0, 1, 0, 0, 0, 0]
     assert torch.equal(out["loss_multiplier"], synchronous["loss_multiplier"])
