@@ -253,7 +253,10 @@ def config(**changed: Any) -> Any:
             "tokenizer": {"name": "/models/p"},
             "generation": {
                 "backend": "vllm", **GENERATION,
-                "vllm_cfg": {"async_engine": True, "expose_http_server": True},
+                "vllm_cfg": {
+                    "async_engine": True, "expose_http_server": True,
+                    "logprobs_mode": "processed_logprobs",  # the head's base config has it
+                },
             },
         },
         "grpo": {"max_val_samples": None, "async_grpo": {"enabled": False}},
