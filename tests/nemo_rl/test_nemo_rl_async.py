@@ -3,6 +3,7 @@
 import contextlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,15 +39,26 @@ def ledger_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def alive(*names: str) -> list[str]:
-    """Titles of Ray's actors of these classes, below this process."""
+    """Titles of Ray's actors of these classes that stay, below this process.
+
+    Ray ends the actors of a driver that is gone by itself, a while later on a busy machine.
+    """
+    deadline = time.monotonic() + 30
+    while (found := _titles(names)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+def _titles(names: tuple[str, ...]) -> list[str]:
     import psutil
 
-    titles = [
-        " ".join(child.cmdline())
-        for child in psutil.Process().children(recursive=True)
-        if child.status() != psutil.STATUS_ZOMBIE
-    ]
-    return [title for title in titles if any(name in title for name in names)]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            title = " ".join(child.cmdline())
+            running = child.status() != psutil.STATUS_ZOMBIE
+            found += [title] if running and any(name in title for name in names) else []
+    return found
 
 
 @contextlib.contextmanager

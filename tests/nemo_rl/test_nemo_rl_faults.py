@@ -129,7 +129,4 @@ def test_ctrl_c_ends_rlbridge_run_and_leaves_nothing(
     run.send_signal(signal.SIGINT)
     assert run.wait(60) == 130, log.read_text()
     assert "stopped on request" in log.read_text()
-    deadline = time.monotonic() + 30  # Ray ends a gone driver's actors by itself
-    while alive(*ACTORS) and time.monotonic() < deadline:
-        time.sleep(0.5)
     assert not alive(*ACTORS)
