@@ -57,6 +57,6 @@ if __name__ == "__main__":
         ACTOR_ENVIRONMENT_REGISTRY[fqn] = PY_EXECUTABLES.SYSTEM
     grpo.setup = setup
     status = driver.main(sys.argv[1:])
-    for engine in engines:
+    for engine in engines if status == 0 else ():  # else it may hang
         engine.shutdown()  # v0.6's loop leaves it running
     sys.exit(status)
