@@ -253,10 +253,7 @@ def config(**changed: Any) -> Any:
             "tokenizer": {"name": "/models/p"},
             "generation": {
                 "backend": "vllm", **GENERATION,
-                "vllm_cfg": {
-                    "async_engine": True, "expose_http_server": True,
-                    "logprobs_mode": "processed_logprobs",  # the head's base config has it
-                },
+                "vllm_cfg": {"async_engine": True, "expose_http_server": True},
             },
         },
         "grpo": {"max_val_samples": None, "async_grpo": {"enabled": False}},
@@ -292,7 +289,8 @@ def test_a_flag_that_the_gym_path_needs_is_named(key: str, value: Any) -> None:
 
 
 def test_a_gateway_of_a_config_has_its_exact_sampling(tmp_path: Path) -> None:
-    gateway = GymGateway.of(config(), tmp_path)
+    mode = {"policy.generation.vllm_cfg.logprobs_mode": "processed_logprobs"}  # as in base configs
+    gateway = GymGateway.of(config(**mode), tmp_path)
     assert gateway._config["policy"]["temperature"] == 0.8
     assert gateway._config["sampling"] == {"mode": "trainer", "max_tokens": 64, **SAMPLING}
     assert gateway.url.startswith("http://127.0.0.1:")
