@@ -25,6 +25,7 @@ from rlbridge.errors import ConfigError
 from rlbridge.evaluators.launcher import LAUNCHER, Limits, launch
 
 _STALL_SAMPLES: Final = 5
+_END_TIMEOUT_S: Final = 5.0
 
 
 class End(enum.StrEnum):
@@ -76,11 +77,23 @@ class Sandboxed:
 
     def __exit__(self, *error: object) -> None:
         if self._process.poll() is None:
-            self._process.kill()  # process 1 of the namespace dies with it, and the rest with that
+            self._kill()
         self._stdin.close()
         self._stdout.close()
         self._process.wait()
         os.close(self._status_fd)
+
+    def _kill(self) -> None:
+        """Kill it and wait for process 1 of the namespace, which dies with it, after the rest."""
+        found = (_watch(child) for child in _children(self._process.pid, recursive=False))
+        watches = [watch for watch in found if watch is not None]
+        self._process.kill()
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        for watch in watches:
+            with selectors.DefaultSelector() as selector:
+                selector.register(watch, selectors.EVENT_READ)
+                selector.select(max(deadline - time.monotonic(), 0.0))
+            os.close(watch)
 
     def run(self, data: bytes) -> bytes:
         """Give it `data` as its whole input; all of its output. `end` says how it ended."""
@@ -165,7 +178,7 @@ class Sandboxed:
     def _why_late(self) -> End:
         """Did it want to run when its time was over? Then the machine was too busy for it."""
         for _ in range(_STALL_SAMPLES):
-            if any(_runs(child) for child in _children(self._process.pid)):
+            if any(_runs(child) for child in _children(self._process.pid, recursive=True)):
                 return End.OVERLOADED
             time.sleep(0.02)
         return End.STALLED
@@ -203,9 +216,17 @@ def require() -> None:
         )
 
 
-def _children(pid: int) -> list[psutil.Process]:
+def _watch(process: psutil.Process) -> int | None:
+    """A file descriptor that is readable once `process` has ended; None when it has."""
     try:
-        return psutil.Process(pid).children(recursive=True)
+        return os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return None
+
+
+def _children(pid: int, *, recursive: bool) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=recursive)
     except psutil.Error:
         return []
 
