@@ -1,13 +1,10 @@
-"""From a request's body to an `Ask`: its session, its place in the history, its prompt.
+"""From a request's body to an `Ask`: its place in a session's history, its prompt, its sampling.
 
-Where a request belongs: the session it names (URL, header, metadata); else, where it brings the
-tokens of an answer of ours along, the session of that answer, if the rest of its messages is that
-session's too; else one of its own. Refuses what the openai package's types refuse.
+Refuses what the openai package's types refuse.
 """
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,8 +18,7 @@ from rlbridge.gateway.calls import Call
 from rlbridge.gateway.config import GatewayConfig
 from rlbridge.gateway.errors import ApiError
 from rlbridge.gateway.exchange import Caller
-from rlbridge.gateway.given import Given, given_tokens
-from rlbridge.gateway.history import Walk, lean
+from rlbridge.gateway.history import lean
 from rlbridge.gateway.openai_types import (
     check_messages,
     check_new_messages,
@@ -30,32 +26,12 @@ from rlbridge.gateway.openai_types import (
     check_request,
     check_tools,
 )
+from rlbridge.gateway.places import Place, Places
 from rlbridge.gateway.prompting import Plan, Prompter, refuse_prompt_options
 from rlbridge.gateway.sampling import Resolved, resolve
-from rlbridge.gateway.sessions import Root, Session
-from rlbridge.gateway.store import SessionStore
+from rlbridge.gateway.sessions import Session
 
-SESSION_FIELD = "rlbridge_session"
 _LOOKED_AT = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a conversation belongs.
-
-    Attributes:
-        session: whose it is.
-        root: its tools and template options.
-        messages: all of them, without token fields.
-        walk: how far they are known there.
-        given: tokens the client brought.
-    """
-
-    session: Session
-    root: Root
-    messages: list[dict[str, Any]]
-    walk: Walk
-    given: Given | None
 
 
 class Asker:
@@ -63,7 +39,7 @@ class Asker:
 
     Args:
         prompter: makes prompts.
-        store: the sessions.
+        places: where conversations belong.
         config: of the gateway.
         info: what the engine is.
         model: the name clients know.
@@ -72,13 +48,13 @@ class Asker:
     def __init__(
         self,
         prompter: Prompter,
-        store: SessionStore,
+        places: Places,
         config: GatewayConfig,
         info: EngineInfo,
         model: str,
     ) -> None:
         self._prompter = prompter
-        self._store = store
+        self._places = places
         self._config = config
         self._info = info
         self._model = model
@@ -96,7 +72,7 @@ class Asker:
         if not self._info.tokens:
             return await self._text(body, caller)
         refuse_prompt_options(body)
-        place = await self._place(body, caller)
+        place = await self._places.find(body, caller)
         session, root, messages = place.session, place.root, place.messages
         tools = root.tools
         plan = await self._plan(place)
@@ -126,7 +102,7 @@ class Asker:
                 "the engine behind this gateway takes messages only; use /v1/chat/completions",
                 param="prompt",
             )
-        session = await self.session(caller, body)
+        session = await self._places.session(caller, body)
         plan = await self._completion_plan(session, prompt)
         root = session.root(None, None)
         resolved = self._resolved(body, plan.prompt)
@@ -151,18 +127,7 @@ class Asker:
             ApiError: what is wrong with them.
         """
         check_messages(body.get("messages"))
-        return (await self._plan(await self._place(body, caller))).prompt
-
-    async def session(self, caller: Caller, body: Mapping[str, Any]) -> Session:
-        """The session a request names, or one of its own.
-
-        Raises:
-            ApiError: see `SessionStore.get`.
-        """
-        name = caller.session or session_named(body)
-        if name:
-            return await self._store.get(name, create=self._config.sessions.implicit)
-        return self._store.anonymous()
+        return (await self._plan(await self._places.find(body, caller))).prompt
 
     def check_model(self, body: Mapping[str, Any]) -> None:
         """Refuse a model that isn't served here.
@@ -178,52 +143,6 @@ class Asker:
                 param="model",
                 code="model_not_found",
             )
-
-    async def _place(self, body: Mapping[str, Any], caller: Caller) -> Place:
-        """Where a conversation belongs, and how much of it is known there."""
-        raw: list[Any] = body["messages"]
-        tools, options = body.get("tools") or None, body.get("chat_template_kwargs") or None
-        if not (caller.session or session_named(body)):
-            given = given_tokens(body, check_objects(raw))
-            messages = lean(raw)
-            if given is not None and given.sampled_ids:
-                found = await self._echoed(given, messages, tools, options)
-                if found is not None:
-                    return found
-            session = self._store.anonymous()
-            root = self._root(session, tools, options)
-            return Place(session, root, messages, Walk(root.node, messages), given)
-        session = await self.session(caller, body)
-        root = self._root(session, tools, options)
-        trail = root.trail if root.trail.begins(raw) else None
-        known = trail.messages if trail is not None else []
-        new = check_objects(raw[len(known) :], len(known))
-        given = given_tokens(body, new, len(known))
-        messages = known + lean(new)  # the known ones as they are held already, not a second copy
-        return Place(session, root, messages, Walk(root.node, messages, trail), given)
-
-    async def _echoed(
-        self, given: Given, messages: list[dict[str, Any]], tools: Any, options: Any
-    ) -> Place | None:
-        """The session whose tokens a client brought back, if its messages are that session's."""
-        known = self._store.echoed(given.echo())
-        if known is None:
-            return None
-        session = await self._store.get(known)
-        root = self._root(session, tools, options)
-        walk = Walk(root.node, messages)
-        anchor = walk.anchor.call if walk.anchor else None
-        if anchor is None or given.index != walk.after - 1 or not given.are_of(anchor):
-            return None
-        return Place(session, root, messages, walk, given)
-
-    def _root(self, session: Session, tools: Any, options: Any) -> Root:
-        if tools is not None and not any(root.tools == tools for root in session.roots):
-            check_tools(tools)
-        if options is not None and not isinstance(options, dict):
-            name = "chat_template_kwargs"
-            raise ApiError(f"{name} must be an object", param=name)
-        return session.root(tools, options)
 
     async def _plan(self, place: Place) -> Plan:
         check_new_messages(place.messages, place.walk.known)
@@ -258,7 +177,7 @@ class Asker:
         messages = lean(check_objects(body["messages"]))
         check_new_messages(messages, 0)
         tools = check_tools(body.get("tools"))
-        session = await self.session(caller, body)
+        session = await self._places.session(caller, body)
         root = session.root(tools, None)
         resolved = resolve(body, self._config.sampling, prompt_tokens=0, max_model_len=None)
         key = zlib.crc32(orjson.dumps(messages))
@@ -280,13 +199,6 @@ class Asker:
             prompt_tokens=len(prompt),
             max_model_len=self._info.max_model_len,
         )
-
-
-def session_named(body: Mapping[str, Any]) -> str:
-    """The session that a body's metadata names; empty for none."""
-    metadata = body.get("metadata")
-    name = metadata.get(SESSION_FIELD) if isinstance(metadata, Mapping) else None
-    return name if isinstance(name, str) else ""
 
 
 def _prompt(ids: Sequence[int]) -> PromptSpan:

@@ -7,7 +7,6 @@ In front of any `Engine`, in process or over HTTP, without a server of its own:
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,23 +24,23 @@ from rlbridge.gateway.chat import ChatWriter, Wanted
 from rlbridge.gateway.completions import completion_body, prompts_of
 from rlbridge.gateway.config import GatewayConfig
 from rlbridge.gateway.conversations import Conversations
-from rlbridge.gateway.errors import ApiError, draining
+from rlbridge.gateway.errors import ApiError
 from rlbridge.gateway.events import (
-    Pieces,
     chat_events,
     completion_events,
     ending,
-    first_piece,
     response_events,
 )
 from rlbridge.gateway.exchange import NOBODY, Caller, Reply, StreamedReply
 from rlbridge.gateway.openai_types import check_request
 from rlbridge.gateway.outcome import Outcome
 from rlbridge.gateway.parsing import AnswerReader
+from rlbridge.gateway.places import Places
 from rlbridge.gateway.prompting import Prompter
 from rlbridge.gateway.records import reward_record
 from rlbridge.gateway.responses import ResponsesWriter, chat_request, no_response, previous
 from rlbridge.gateway.store import SessionStore
+from rlbridge.gateway.traffic import Traffic, together
 from rlbridge.onpolicy.build import Built, build
 from rlbridge.onpolicy.tokenizer import ChatTokenizer, encoding_of
 
@@ -61,7 +60,6 @@ class Gateway:
 
     Attributes:
         is_open: between `__aenter__` and `__aexit__`.
-        in_flight: calls being answered now; a server that drains waits for 0.
     """
 
     def __init__(
@@ -71,8 +69,6 @@ class Gateway:
         self.tokenizer = tokenizer
         self.config = config or GatewayConfig()
         self.is_open = False
-        self.in_flight = 0
-        self._draining = False
         self._counts: Counter[str] = Counter()
 
     async def __aenter__(self) -> Self:
@@ -97,7 +93,8 @@ class Gateway:
             await asyncio.to_thread(prompter.bridge)
         self._prompter = prompter
         self._store = SessionStore(config.sessions, self._log)
-        self._asker = Asker(prompter, self._store, config, self._info, self.model)
+        places = Places(self._store, implicit=config.sessions.implicit)
+        self._asker = Asker(prompter, places, config, self._info, self.model)
         self._talk = Conversations(
             EngineCaller(self.engine, config, self._counts),
             AnswerReader(self.tokenizer, config.parsing),
@@ -107,6 +104,7 @@ class Gateway:
             self.model,
             _encoding(self.tokenizer),
         )
+        self._traffic = Traffic(self._talk)
         self.is_open = True
         return self
 
@@ -126,9 +124,14 @@ class Gateway:
         """What the engine is."""
         return self._info
 
+    @property
+    def in_flight(self) -> int:
+        """Calls being answered now; a server that drains waits for 0."""
+        return self._traffic.in_flight
+
     def drain(self) -> None:
         """Refuse new calls with a 503 from now on; those in flight go on."""
-        self._draining = True
+        self._traffic.drain()
 
     def counts(self) -> dict[str, int]:
         """Counters and gauges by name, for /metrics.
@@ -148,13 +151,13 @@ class Gateway:
 
     async def chat(self, body: Body, caller: Caller = NOBODY) -> Reply | StreamedReply:
         """`/v1/chat/completions`; a `StreamedReply` where the body says `stream`."""
-        ask = await self._asked(self._asker.chat(body, caller))
+        ask = await self._traffic.asked(self._asker.chat(body, caller))
         wanted = Wanted.of(body, fields=self.config.token_fields)
         if body.get("stream"):
-            pieces = await self._pieces(ask, caller)
+            pieces = await self._traffic.pieces(ask, caller)
             events = chat_events(pieces, self.tokenizer, wanted, name=ask.name, model=self.model)
             return StreamedReply(ending(events, [pieces]), ask.headers())
-        outcome = await self._answer(ask, caller)
+        outcome = await self._traffic.answer(ask, caller)
         return self._reply(ChatWriter(self.tokenizer, outcome, wanted).body(), outcome, ask)
 
     async def completions(self, body: Body, caller: Caller = NOBODY) -> Reply | StreamedReply:
@@ -162,16 +165,16 @@ class Gateway:
         check_request("completions", body)
         self._asker.check_model(body)
         asks = [
-            await self._asked(self._asker.completion(body, prompt, caller))
+            await self._traffic.asked(self._asker.completion(body, prompt, caller))
             for prompt in prompts_of(body)
         ]
         wanted = Wanted.of(body, fields=self.config.token_fields)
         name = asks[0].name
         if body.get("stream"):
-            streams = [await self._pieces(ask, caller) for ask in asks]
+            streams = [await self._traffic.pieces(ask, caller) for ask in asks]
             events = completion_events(streams, self.tokenizer, wanted, name=name, model=self.model)
             return StreamedReply(ending(events, streams), asks[0].headers())
-        outcomes = await _together([self._answer(ask, caller) for ask in asks])
+        outcomes = await together([self._traffic.answer(ask, caller) for ask in asks])
         data = completion_body(self.tokenizer, outcomes, wanted, name=name)
         return self._reply(data, outcomes[0], *asks)
 
@@ -185,15 +188,15 @@ class Gateway:
                 raise no_response(before[0])
             caller = Caller(before[0], caller.idempotency_key, caller.retry)
             history = await self._history(*before)
-        ask = await self._asked(self._asker.chat(chat_request(body, history), caller))
+        ask = await self._traffic.asked(self._asker.chat(chat_request(body, history), caller))
         fields = self.config.token_fields
         if body.get("stream"):
-            pieces = await self._pieces(ask, caller)
+            pieces = await self._traffic.pieces(ask, caller)
             events = response_events(
                 pieces, self.tokenizer, body, fields=fields, name=ask.name, model=self.model
             )
             return StreamedReply(ending(events, [pieces]), ask.headers())
-        outcome = await self._answer(ask, caller)
+        outcome = await self._traffic.answer(ask, caller)
         writer = ResponsesWriter(self.tokenizer, body, outcome, fields=fields)
         return self._reply(writer.body(), outcome, ask)
 
@@ -265,35 +268,6 @@ class Gateway:
         """Forget a session; what was captured stays on disk."""
         await self._store.end(session)
 
-    async def _asked(self, asking: Any) -> Ask:
-        """An ask, unless the gateway drains."""
-        if self._draining:
-            asking.close()
-            raise draining()
-        ask: Ask = await asking
-        return ask
-
-    async def _answer(self, ask: Ask, caller: Caller) -> Outcome:
-        self.in_flight += 1
-        try:
-            return await self._talk.answer(ask, caller)
-        finally:
-            self.in_flight -= 1
-
-    async def _pieces(self, ask: Ask, caller: Caller) -> Pieces:
-        """The pieces of an answer; what fails before the first of them raises here."""
-
-        async def counted() -> Pieces:
-            self.in_flight += 1
-            try:
-                async with aclosing(self._talk.stream(ask, caller)) as pieces:
-                    async for piece in pieces:
-                        yield piece
-            finally:
-                self.in_flight -= 1
-
-        return await first_piece(counted())
-
     async def _history(self, session: str, seed: str) -> list[Mapping[str, Any]]:
         """The messages up to and with an answer."""
         found = await self._store.get(session)
@@ -308,18 +282,6 @@ class Gateway:
                 self._talk.replays.lose(ask.session, ask.key)
 
         return Reply(data, outcome.headers, lost)
-
-
-async def _together(asks: list[Any]) -> list[Outcome]:
-    """All outcomes; the first failure ends the rest."""
-    if len(asks) == 1:
-        return [await asks[0]]
-    tasks = [asyncio.ensure_future(ask) for ask in asks]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def _encoding(tokenizer: Any) -> Encoding | None:
