@@ -3,13 +3,18 @@
 Runs in the Gym actor, also in NeMo-RL's environment for Gym: imports only what is there.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlbridge.contracts import wire
-from rlbridge.contracts.reward import FailureClass, InvalidReward, Reward, ValidReward
+from rlbridge.contracts.reward import (
+    FailureClass,
+    InvalidReward,
+    Reward,
+    ValidReward,
+    is_reward,
+)
 from rlbridge.ledger import RewardLedger
 from rlbridge_nemo_rl.processor import INDEX, SPLIT
 
@@ -78,7 +83,7 @@ def reward_of(result: Any) -> Reward:
     reward = result.get(wire.REWARD)
     if isinstance(reward, bool) or not isinstance(reward, int | float):
         return InvalidReward(FailureClass.MISSING_REWARD, f"$.reward is {reward!r}, no number")
-    if not math.isfinite(reward):
+    if not is_reward(reward):
         return InvalidReward(FailureClass.NON_FINITE, f"$.reward is {reward!r}")
     return ValidReward(float(reward), mask_sample=masked(result))
 

@@ -9,9 +9,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from rlbridge.errors import ContractError
+
+MAX_REWARD: Final = 1e15
+"""Trainers carry rewards in float32, where the squares of a deviation overflow from about 1e19 on
+and rewards themselves from 3.4e38: one such reward makes a whole group's advantages NaN."""
 
 
 class Fault(StrEnum):
@@ -39,7 +43,7 @@ class FailureClass(StrEnum):
     MALFORMED_BODY = "malformed_body"
     """Not JSON, not an object, or cut short."""
     NON_FINITE = "non_finite"
-    """The reward is NaN or infinite."""
+    """The reward is NaN, infinite, or beyond `MAX_REWARD`, where trainers' arithmetic overflows."""
     MISSING_REWARD = "missing_reward"
     """The reward is absent, null or not a number."""
     LOST_SESSION = "lost_session"
@@ -65,7 +69,7 @@ class ValidReward:
     """A reward that a verifier computed.
 
     Attributes:
-        value: the reward, finite.
+        value: the reward, finite and at most `MAX_REWARD` either way.
         components: named parts of it (`reward_components`), each finite.
         mask_sample: the environment asks to keep this sample out of the loss.
         attempts: how many requests it took; 0 from the cache. Like the next two, it says how
@@ -76,7 +80,7 @@ class ValidReward:
             counting majorities.
 
     Raises:
-        ContractError: a value or a component is not a finite number.
+        ContractError: the value is no reward (`is_reward`), or a component is not a finite number.
     """
 
     valid: ClassVar[Literal[True]] = True
@@ -90,9 +94,9 @@ class ValidReward:
     extracted: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if not is_finite_number(self.value):
+        if not is_reward(self.value):
             raise ContractError(
-                f"a reward must be a finite number, got {self.value!r}; "
+                f"a reward must be a finite number of at most {MAX_REWARD:g}, got {self.value!r}; "
                 "a reward that could not be computed is an InvalidReward"
             )
         if not self.components:
@@ -133,6 +137,11 @@ class InvalidReward:
 
 
 Reward = ValidReward | InvalidReward
+
+
+def is_reward(value: object) -> bool:
+    """True for a finite int or float that trainers can compute with, see `MAX_REWARD`."""
+    return is_finite_number(value) and abs(value) <= MAX_REWARD  # type: ignore[arg-type]
 
 
 def is_finite_number(value: object) -> bool:

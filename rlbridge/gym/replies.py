@@ -15,11 +15,13 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from rlbridge.contracts.reward import (
+    MAX_REWARD,
     FailureClass,
     InvalidReward,
     Reward,
     ValidReward,
     is_finite_number,
+    is_reward,
 )
 from rlbridge.contracts.wire import (
     EXTRACTED_ANSWER,
@@ -104,7 +106,7 @@ def read_reward(reply: Reply, attempts: int, latency_s: float) -> Reward | Failu
     """A reward from the answer of /verify (or of an agent's /run).
 
     Returns a `Failure` where the server didn't judge; a reward that came but is no finite
-    number, or is reported as the product of a failure, is a `Failure` too.
+    number, too large, or reported as the product of a failure, is a `Failure` too.
     """
     body = read_object(reply)
     if isinstance(body, Failure):
@@ -122,7 +124,7 @@ def reward_in(body: Mapping[str, Any], attempts: int, latency_s: float) -> Rewar
         kind = FailureClass(name) if name in _CLASSES else FailureClass.REPORTED
         return Failure(kind, _shorten(words), 200, reported=name, final=True)
     value = body.get(REWARD)
-    if not is_finite_number(value):
+    if not is_reward(value):
         return _no_reward(value, REWARD in body)
     components: dict[str, float] = {}
     parts = body.get(REWARD_COMPONENTS)
@@ -232,7 +234,8 @@ def _loads_lenient(reply: Reply, why: str) -> Any:
 
 def _no_reward(value: object, present: bool) -> Failure:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return Failure(FailureClass.NON_FINITE, f"$.{REWARD} is {_shorten(value)}", 200)
+        why = f", beyond {MAX_REWARD:g}" if is_finite_number(value) else ""
+        return Failure(FailureClass.NON_FINITE, f"$.{REWARD} is {_shorten(value)}{why}", 200)
     shown = repr(_shorten(value)) if isinstance(value, str) else _shorten(value)
     what = f"is {shown}, not a number" if present else "is missing"
     return Failure(FailureClass.MISSING_REWARD, f"$.{REWARD} {what}", 200)

@@ -70,6 +70,8 @@ def test_nesting_of_any_depth_is_survived(depth: int) -> None:
         ("-Infinity", FailureClass.NON_FINITE),
         ("1e999", FailureClass.NON_FINITE),
         ("1" * 400, FailureClass.NON_FINITE),
+        ("1e308", FailureClass.NON_FINITE),  # finite, and infinite in a trainer's float32
+        ("-1.1e15", FailureClass.NON_FINITE),  # its square is not
         ("null", FailureClass.MISSING_REWARD),
         ("true", FailureClass.MISSING_REWARD),
         ('"1.0"', FailureClass.MISSING_REWARD),
@@ -77,7 +79,9 @@ def test_nesting_of_any_depth_is_survived(depth: int) -> None:
         ("1.0 1.0", FailureClass.MALFORMED_BODY),
     ],
 )
-def test_what_is_no_finite_number_is_no_reward(literal: str, failure: FailureClass) -> None:
+def test_what_trainers_cannot_compute_with_is_no_reward(
+    literal: str, failure: FailureClass
+) -> None:
     body = f'{{"reward": {literal}}}'.encode()
     outcome = read_reward(Reply(200, "application/json", body), 1, 0.0)
     assert isinstance(outcome, Failure)
