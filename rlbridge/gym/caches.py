@@ -5,7 +5,7 @@ import logging
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from time import monotonic
 from typing import Any, Final, Protocol, TypeVar
 
@@ -163,14 +163,22 @@ class SqliteCache:
 
     async def aclose(self) -> None:
         """Write what is pending and close the file."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._end)
+        await asyncio.wrap_future(self._ending())
         self._thread.shutdown()
 
     def abandon(self) -> None:
         """Write what is pending and close the file, on the cache's own thread."""
-        self._thread.submit(self._end)
+        self._ending()
         self._thread.shutdown(wait=False)
+
+    def _ending(self) -> Future[None]:
+        try:
+            return self._thread.submit(self._end)
+        except RuntimeError:  # at exit Python has ended the thread, after all it had to write
+            self._end()
+            ended: Future[None] = Future()
+            ended.set_result(None)
+            return ended
 
     def _use(self, work: Callable[..., T], *given: Any) -> T | None:
         """What `work` does with the file; None while the file is left alone."""
