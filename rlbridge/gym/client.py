@@ -41,7 +41,8 @@ class GymClient:
     """Async client of one reward server, which may have several URLs.
 
     Opens on first use, in whichever event loop runs then; used in another loop, or in a forked
-    child, it opens anew there. Counters go on over all of them.
+    child, it opens anew there. Counters go on over all of them. What nobody closed closes when the
+    client is collected, and at exit.
 
     Attributes:
         config: as given.

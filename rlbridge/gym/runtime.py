@@ -1,12 +1,18 @@
-"""What a client holds while it is open on one event loop."""
+"""What a client holds while it is open on one event loop.
+
+Clients often have nobody to close them: a framework drops the object that holds one, or it lives
+as long as its process. What is still open closes when it is collected, or at exit.
+"""
 
 import asyncio
+import atexit
 import ctypes
 import os
+import threading
 from dataclasses import replace
 from time import monotonic
 from typing import Final
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from rlbridge.config import GymConfig
 from rlbridge.contracts.reward import Reward
@@ -19,8 +25,9 @@ from rlbridge.gym.stats import Stats
 from rlbridge.gym.transport import Transport
 from rlbridge.gym.transports import open_transport
 
-# For a forked child to find.
+# For a forked child and for the exit to find.
 _open: Final[WeakSet["Runtime"]] = WeakSet()
+_EXIT_TIMEOUT_S: Final = 2.0
 
 
 class Runtime:
@@ -44,6 +51,8 @@ class Runtime:
         self._flights = Flights[Reward]()
         self._stats = stats
         self._pid = os.getpid()
+        self._left_open = finalize(self, _let_go, self.loop, transport)
+        self._left_open.atexit = False  # `_close_at_exit` does more, and a forked child nothing
         _open.add(self)
 
     async def ask(self, call: Call, read: Reader = read_reward) -> Reward:
@@ -84,21 +93,29 @@ class Runtime:
         return reward
 
     async def aclose(self) -> None:
-        """Close everything, from whichever loop."""
-        if self.loop is asyncio.get_running_loop():
-            await self._transport.aclose()
-        else:
-            self._transport.abandon()
+        """Close everything, from whichever loop; what another process opened stays as it is."""
+        if self._pid != os.getpid():
+            return
+        if self._left_open.detach() is not None:
+            if self.loop is asyncio.get_running_loop():
+                await self._transport.aclose()
+            else:
+                _let_go(self.loop, self._transport)
         if self._cache is not None:
             await self._cache.aclose()
 
-    def abandon(self) -> None:
-        """Let go of a loop that is gone; of another process's there is nothing to let go."""
-        if self._pid != os.getpid():
-            return
-        self._transport.abandon()
+    def abandon(self) -> threading.Event | None:
+        """Let go without awaiting; of another process's there is nothing to let go.
+
+        Returns:
+            Set once the connections are closed, which another thread's running loop does; None
+            if there is nothing to wait for.
+        """
+        if self._pid != os.getpid() or self._left_open.detach() is None:
+            return None
         if self._cache is not None:
             self._cache.abandon()
+        return _let_go(self.loop, self._transport)
 
 
 def open_runtime(config: GymConfig, stats: Stats) -> Runtime:
@@ -108,6 +125,36 @@ def open_runtime(config: GymConfig, stats: Stats) -> Runtime:
         ConfigError: an optional library is missing, or the cache's file can't be opened.
     """
     return Runtime(config, stats, open_transport(config), open_cache(config))
+
+
+def _let_go(loop: asyncio.AbstractEventLoop, transport: Transport) -> threading.Event:
+    """Close the connections where that is safe: on their loop if it runs, else at once.
+
+    Called by the garbage collector at any point of any thread, so it takes no lock; a cache that
+    is collected ends by itself.
+    """
+    closed = threading.Event()
+
+    def close() -> None:
+        transport.abandon()
+        closed.set()
+
+    if loop.is_running():
+        try:
+            loop.call_soon_threadsafe(close)
+        except RuntimeError:  # it has closed meanwhile
+            close()
+    else:
+        close()
+    return closed
+
+
+@atexit.register
+def _close_at_exit() -> None:
+    deadline = monotonic() + _EXIT_TIMEOUT_S
+    for closed in [runtime.abandon() for runtime in list(_open)]:
+        if closed is not None:
+            closed.wait(max(deadline - monotonic(), 0.0))
 
 
 def _leave_to_parent() -> None:

@@ -1,4 +1,5 @@
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -49,6 +50,19 @@ def nemo_gym_server() -> Iterator[Any]:
             return urls[name]
 
         yield url_of
+
+
+@pytest.fixture
+def ray() -> Iterator[Any]:
+    """A Ray of two cores on loopback."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray imports what others have deprecated
+        ray = pytest.importorskip("ray", reason="the verl extra is not installed: make setup")
+        ray.init(
+            num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False
+        )
+        yield ray
+        ray.shutdown()
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 import asyncio
 import os
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +47,6 @@ def test_configs_that_differ_in_a_secret_share_no_client() -> None:
     )
     assert one is not other
     assert one is same
-
-
-@pytest.fixture
-def ray() -> Iterator[Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray imports what others have deprecated
-        ray = pytest.importorskip("ray", reason="the verl extra is not installed: make setup")
-        ray.init(
-            num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False
-        )
-        yield ray
-        ray.shutdown()
 
 
 @pytest.mark.verl
