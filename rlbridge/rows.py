@@ -1,4 +1,4 @@
-"""Reads dataset rows in Gym's JSON lines, and the chat prompt of a row. Refuses what isn't one.
+"""Reads dataset rows in Gym's JSON lines: a row's chat prompt, tools and agent. Refuses what isn't.
 
 A row is `{responses_create_params: {input, ...}, <the verifier's fields>, agent_ref?}`; it stays
 plain data, since each verifier has fields of its own. A row of raw fields becomes one by a prompt
@@ -119,40 +119,69 @@ def messages_of(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
             "need a prompt config (`prompt`)"
         )
     system = params.get("instructions") if isinstance(params, Mapping) else None
+    at = f"{where}: $.responses_create_params"
+    if system is not None and not isinstance(system, str):
+        raise ConfigError(f"{at}.instructions must be text, not {type(system).__name__}")
     head = [{"role": "system", "content": system}] if system else []
     if isinstance(given, str):
         return [*head, {"role": "user", "content": given}]
-    return [
-        *head,
-        *(
-            _message(item, f"{where}: $.responses_create_params.input[{i}]")
-            for i, item in enumerate(given)
-        ),
-    ]
+    if not isinstance(given, list):
+        raise ConfigError(f"{at}.input must be text or a list of messages")
+    return [*head, *(_message(item, f"{at}.input[{i}]") for i, item in enumerate(given))]
 
 
-def tools_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The functions a row offers (`responses_create_params.tools`), in Chat form."""
+def tools_of(row: Mapping[str, Any], where: str = "a row") -> list[dict[str, Any]]:
+    """The functions a row offers (`responses_create_params.tools`), in Chat form.
+
+    Raises:
+        ConfigError: a tool is no object, or a function without a name.
+    """
     params = row.get(wire.RESPONSES_CREATE_PARAMS)
     given = (params.get("tools") if isinstance(params, Mapping) else None) or []
-    return [
-        {
-            "type": "function",
-            "function": {key: tool[key] for key in _FUNCTION_KEYS if tool.get(key) is not None},
-        }
-        for tool in given
-        if tool.get("type") == "function"
-    ]
+    at = f"{where}: $.responses_create_params.tools"
+    if not isinstance(given, list) or not all(isinstance(tool, Mapping) for tool in given):
+        raise ConfigError(f"{at} must be a list of objects")
+    found = []
+    for index, tool in enumerate(given):
+        if tool.get("type") != "function":
+            continue
+        if not isinstance(tool.get("name"), str):
+            raise ConfigError(f"{at}[{index}].name is missing; a function has a name")
+        kept = {key: tool[key] for key in _FUNCTION_KEYS if tool.get(key) is not None}
+        found.append({"type": "function", "function": kept})
+    return found
+
+
+def agent_of(row: Mapping[str, Any], where: str) -> str | None:
+    """The agent a row is for (`agent_ref.name`), or None if it names none.
+
+    Raises:
+        ConfigError: it isn't told in this form, and a row would go to a server it isn't for.
+    """
+    ref = row.get(wire.AGENT_REF)
+    name = ref.get("name") if isinstance(ref, Mapping) else ref
+    if name is None or (isinstance(name, str) and isinstance(ref, Mapping)):
+        return name or None
+    raise ConfigError(f'{where}: $.agent_ref must be an object with a name, {{"name": "math"}} say')
 
 
 def _message(item: Any, where: str) -> dict[str, Any]:
     if not isinstance(item, Mapping) or item.get("type", "message") != "message":
         raise ConfigError(f"{where} is no message; tool items need a multi-turn agent loop")
-    content = item.get("content")
+    role, content = item.get("role"), item.get("content")
+    if not isinstance(role, str) or not role:
+        raise ConfigError(f"{where}.role is missing")
     if isinstance(content, list):
-        content = "".join(part.get("text", "") for part in content if isinstance(part, Mapping))
+        content = "".join(_text(part, f"{where}.content[{i}]") for i, part in enumerate(content))
     if not isinstance(content, str):
         raise ConfigError(f"{where}.content must be text or a list of text parts")
-    role = item.get("role")
     # Responses' "developer" is what chat templates call "system".
     return {"role": "system" if role == "developer" else role, "content": content}
+
+
+def _text(part: Any, where: str) -> str:
+    text = part.get("text") if isinstance(part, Mapping) else None
+    if not isinstance(text, str):
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        raise ConfigError(f"{where} ({kind}) is no text, and policies are given text alone")
+    return text

@@ -23,7 +23,7 @@ from rlbridge.config import nearest
 from rlbridge.contracts import wire
 from rlbridge.errors import ConfigError
 from rlbridge.prompts import MARK, PromptConfig
-from rlbridge.rows import Row, messages_of, read_rows, tools_of
+from rlbridge.rows import Row, agent_of, messages_of, read_rows, tools_of
 from rlbridge_nemo_rl.agent_rewards import ORIGIN
 from rlbridge_nemo_rl.processor import INDEX, MESSAGES, ROW, SPLIT, TOOLS, WHERE, process_row
 
@@ -71,9 +71,10 @@ class GymDataset(RawDataset):  # type: ignore[misc,unused-ignore]
     def _item(self, where: str, row: Row, index: int, split: str) -> dict[str, Any]:
         if MARK in row and self._prompted is None:
             self._prompted = where
+        agent_of(row, where)  # who judges it is looked up with each answer: too late to refuse it
         return {
             MESSAGES: json.dumps(messages_of(row, where)),
-            TOOLS: json.dumps(tools_of(row)),
+            TOOLS: json.dumps(tools_of(row, where)),
             ROW: json.dumps(row),
             INDEX: index,
             WHERE: where,
@@ -203,13 +204,14 @@ def _agent_rows(file: Mapping[str, Any], agent: str | None) -> Iterator[tuple[st
                 f"{where}: $.responses_create_params.input is missing or empty; rows of raw "
                 "fields need a prompt config (`prompt`)"
             )
-        ref = row.get(wire.AGENT_REF) or ({"name": agent} if agent else None)
-        if not isinstance(ref, Mapping) or not ref.get("name"):
+        name = agent_of(row, where) or agent
+        if name is None:
             raise ConfigError(
                 f"{where}: $.agent_ref.name is missing, so nobody knows which agent is to roll "
                 "out; add it, or name one agent for all rows"
             )
-        yield where, {**row, wire.AGENT_REF: {"type": "responses_api_agents", **ref}}
+        ref = {"type": "responses_api_agents", **(row.get(wire.AGENT_REF) or {}), "name": name}
+        yield where, {**row, wire.AGENT_REF: ref}
 
 
 def _rows(file: Mapping[str, Any]) -> list[tuple[str, Row]]:

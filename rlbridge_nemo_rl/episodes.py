@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlbridge.config import GymConfig
-from rlbridge.contracts import wire
 from rlbridge.contracts.reward import FailureClass, InvalidReward, Reward
 from rlbridge.errors import ConfigError
 from rlbridge.gym import GymClient, GymSession
 from rlbridge.gym.tools import answer_calls
-from rlbridge.rows import tools_of
+from rlbridge.rows import agent_of, tools_of
 from rlbridge_nemo_rl.dialogue import Dialogue
 from rlbridge_nemo_rl.processor import ROW
 
@@ -68,8 +67,7 @@ class Gyms:
 
     def of(self, row: Mapping[str, Any]) -> GymClient:
         """The client of the server that judges `row`."""
-        agent = (row.get(wire.AGENT_REF) or {}).get("name")
-        return self._by_agent.get(str(agent), self._first)
+        return self._by_agent.get(agent_of(row, "a row") or "", self._first)
 
     @property
     def requests(self) -> int:

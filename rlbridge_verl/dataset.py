@@ -125,7 +125,7 @@ def _check_prompts(files: Any, tokenizer: Any, config: DictConfig) -> None:
         length = len(
             tokenizer.apply_chat_template(
                 messages_of(row, where),
-                tools=tools_of(row) or None,
+                tools=tools_of(row, where) or None,
                 tokenize=True,
                 add_generation_prompt=True,
                 return_dict=False,

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
 from rlbridge.config import GymConfig, StrictModel
-from rlbridge.contracts import wire
 from rlbridge.errors import ConfigError
+from rlbridge.rows import agent_of
 
 GYM_ROW = "gym_row"
 """Key of a row's JSON text in verl's column `extra_info`."""
@@ -126,4 +126,4 @@ def refuse_legacy(config: DictConfig) -> None:
 
 def environment_of(row: dict[str, Any]) -> str:
     """The environment a row belongs to: its agent's name, or "nemo_gym"."""
-    return str((row.get(wire.AGENT_REF) or {}).get("name") or "nemo_gym")
+    return agent_of(row, "a row") or "nemo_gym"

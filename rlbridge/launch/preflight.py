@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from rlbridge.config import GymConfig
-from rlbridge.contracts import wire
 from rlbridge.contracts.reward import Fault, InvalidReward
 from rlbridge.errors import ConfigError
 from rlbridge.gym import GymClient
 from rlbridge.prompts import PromptConfig
-from rlbridge.rows import messages_of, read_rows, tools_of
+from rlbridge.rows import agent_of, messages_of, read_rows, tools_of
 from rlbridge.run_config import AgentSection, GymSection, RunConfig
 
 PROBED_ROWS = 3
@@ -95,12 +94,13 @@ def _rows(config: RunConfig, path: Path, prompt: str | None) -> list[dict[str, A
     found = read_rows(path, prompt=PromptConfig.load(prompt) if prompt else None)
     for where, row in found:
         messages_of(row, where)
+        agent_of(row, where)
         _check_tools(config, where, row)
     return [row for _, row in found]
 
 
 def _check_tools(config: RunConfig, where: str, row: dict[str, Any]) -> None:
-    if config.agent.loop == "single_turn" and tools_of(row):
+    if tools_of(row, where) and config.agent.loop == "single_turn":
         raise ConfigError(
             f"{where}: the row offers tools, and agent.loop is single_turn: nobody would call "
             "them; set agent.loop=tools (or run, for Gym's own agents)"
@@ -116,8 +116,7 @@ def check_gym(config: GymSection, rows: list[dict[str, Any]]) -> list[str]:
     """
     by_url: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        agent = (row.get(wire.AGENT_REF) or {}).get("name") or ""
-        by_url.setdefault(config.url_for(str(agent)), []).append(row)
+        by_url.setdefault(config.url_for(agent_of(row, "a row") or ""), []).append(row)
     warnings = []
     for url, theirs in by_url.items():
         fields = {name: getattr(config, name) for name in GymConfig.model_fields}

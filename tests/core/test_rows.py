@@ -7,7 +7,7 @@ import pytest
 
 from rlbridge.errors import ConfigError
 from rlbridge.prompts import PromptConfig
-from rlbridge.rows import messages_of, read_rows
+from rlbridge.rows import agent_of, messages_of, read_rows, tools_of
 
 
 def test_rows_carry_their_file_and_line(tmp_path: Path) -> None:
@@ -44,11 +44,40 @@ def test_a_prompt_may_be_text_messages_or_parts() -> None:
         {"responses_create_params": {"input": []}},
         {"responses_create_params": {"input": [{"role": "user", "content": None}]}},
         {"responses_create_params": {"input": [{"type": "function_call", "name": "f"}]}},
+        {"responses_create_params": {"input": {"role": "user", "content": "hi"}}},
+        {"responses_create_params": {"input": [{"content": "nobody said it"}]}},
+        {"responses_create_params": {"input": [{"role": 3, "content": "hi"}]}},
+        {"responses_create_params": {"input": [{"role": "user", "content": ["hi"]}]}},
+        {"responses_create_params": {"input": [{"role": "user", "content": [{"text": None}]}]}},
     ],
 )
 def test_a_row_without_a_chat_prompt_is_refused_by_path(row: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"row 0: \$\.responses_create_params\.input"):
         messages_of(row, "row 0")
+
+
+def test_what_a_policy_would_not_see_of_a_prompt_is_refused_by_path() -> None:
+    picture = {"type": "input_image", "image_url": "data:image/png;base64,AA=="}
+    said = {"role": "user", "content": [{"type": "input_text", "text": "What is it?"}, picture]}
+    with pytest.raises(ConfigError, match=r"input\[0\]\.content\[1\] \(input_image\) is no text"):
+        messages_of({"responses_create_params": {"input": [said]}}, "row 0")
+    with pytest.raises(ConfigError, match=r"row 0: .*instructions must be text, not list"):
+        messages_of({"responses_create_params": {"input": "a", "instructions": ["b"]}}, "row 0")
+
+
+@pytest.mark.parametrize("tools", [{"type": "function"}, ["add"], [{"type": "function"}]])
+def test_tools_that_are_none_are_refused_by_path(tools: object) -> None:
+    with pytest.raises(ConfigError, match=r"row 0: \$\.responses_create_params\.tools"):
+        tools_of({"responses_create_params": {"input": "a", "tools": tools}}, "row 0")
+
+
+def test_a_row_names_its_agent_or_none() -> None:
+    assert agent_of({"agent_ref": {"type": "responses_api_agents", "name": "math"}}, "") == "math"
+    for ref in (None, {}, {"name": None}, {"name": ""}):
+        assert agent_of({"agent_ref": ref}, "") is None
+    for wrong in ("math", ["math"], 1, {"name": {"name": "math"}}, {"name": 1}):
+        with pytest.raises(ConfigError, match=r"row 0: \$\.agent_ref must be an object"):
+            agent_of({"agent_ref": wrong}, "row 0")
 
 
 def test_a_prompt_config_is_applied_to_each_row_and_names_the_line_it_refuses(
