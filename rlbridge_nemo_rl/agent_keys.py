@@ -6,8 +6,8 @@ Gym's agents run already (`agent.servers`), or NeMo-RL starts them from Gym's ow
 
 from typing import Any
 
-from rlbridge.config import GymConfig
 from rlbridge.errors import ConfigError
+from rlbridge.launch import idle
 from rlbridge.run_config import RunConfig, flatten
 from rlbridge_nemo_rl.gym_flags import FLAGS
 
@@ -17,28 +17,28 @@ PROCESSOR = "nemo_gym_data_processor"
 DEFAULT_AGENT = "gym_agent"
 """Rows of running agents need no `agent_ref`; NeMo-RL files its metrics under this name."""
 
-_AGENTS_OWN = ("max_turns", "max_tool_output_chars", "parallel_tool_calls")
 _STARTED = "env.nemo_gym.config_paths"
 
 
 def agent_keys(config: RunConfig) -> dict[str, Any]:
-    """Dotted keys beside those of every GRPO run, whose data they change.
-
-    Raises:
-        ConfigError: a key holds what the path can't honour.
-    """
-    refuse(config)
+    """Dotted keys beside those of every GRPO run, whose data they change."""
     servers = [server.model_dump(mode="json") for server in config.agent.servers]
     client = config.gym.model_dump(
-        mode="json",
-        exclude_defaults=True,
-        include=set(GymConfig.model_fields) - {"url", "urls", "headers"},
+        mode="json", exclude_defaults=True, include=set(idle.EVERY_CALL | idle.AGENTS)
     )
     return {
         **FLAGS,
         "env.nemo_gym": {},
         "rlbridge.agents": {"servers": servers, "client": client} if servers else {},
     }
+
+
+def idle_keys(config: RunConfig) -> dict[str, str]:
+    """Keys that do nothing where NeMo-RL starts Gym, and why."""
+    if config.agent.servers:
+        return {}
+    why = f"NeMo-RL starts Gym here, by nemo_rl.{_STARTED}, and asks it itself; remove it"
+    return dict.fromkeys(idle.keys_of("gym"), why)
 
 
 def refuse(config: RunConfig) -> None:
@@ -48,7 +48,6 @@ def refuse(config: RunConfig) -> None:
         ConfigError: naming the key.
     """
     agent, native = config.agent, flatten(config.nemo_rl)
-    own = [name for name in _AGENTS_OWN if name in agent.model_fields_set]
     rules = (
         (
             not agent.servers and not native.get(_STARTED),
@@ -64,11 +63,6 @@ def refuse(config: RunConfig) -> None:
             agent.workers not in (1, max(1, len(agent.servers))),
             "agent.workers: on NeMo-RL each gateway_port of agent.servers has a process of its "
             "own; remove it, or set it to their number",
-        ),
-        (
-            bool(own),
-            f"agent.{min(own, default='')}: Gym's agents decide that themselves, by their own "
-            "config; remove it",
         ),
         (
             bool(native.get("grpo.async_grpo.enabled")),

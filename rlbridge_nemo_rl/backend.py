@@ -46,7 +46,7 @@ class NemoRLBackend:
             _check_gym_path(config, native)
         headers = {name: value.get_secret_value() for name, value in config.gym.headers.items()}
         yaml = run_dir.resolve() / "native.yaml"
-        env = _environment(config)
+        env = environment(config)
         return NativeRun(
             config=native,
             argv=[sys.executable, "-m", DRIVER, "--config", str(yaml)],
@@ -69,7 +69,8 @@ def _check_gym_path(config: RunConfig, native: Mapping[str, Any]) -> None:
         )
 
 
-def _environment(config: RunConfig) -> dict[str, str]:
+def environment(config: RunConfig) -> dict[str, str]:
+    """Environment variables of the training process."""
     env = {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
     if config.ray.address not in (None, "auto"):
         env["RAY_ADDRESS"] = str(config.ray.address)

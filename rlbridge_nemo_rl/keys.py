@@ -9,9 +9,10 @@ from typing import Any
 
 from rlbridge.config import GymConfig
 from rlbridge.errors import ConfigError
+from rlbridge.launch import idle
 from rlbridge.prompts import located
 from rlbridge.rows import read_rows
-from rlbridge.run_config import RunConfig
+from rlbridge.run_config import RunConfig, flatten
 from rlbridge_nemo_rl import agent_keys
 
 DATASET = "rlbridge_nemo_rl.GymDataset"
@@ -71,13 +72,17 @@ def refuse(config: RunConfig) -> None:
             "agent.workers: NeMo-RL's rollouts run in its own processes; remove it",
         ),
         (
-            config.trainer.validate_every is not None and config.data.validation is None,
-            "trainer.validate_every: there is nothing to validate on; set data.validation",
+            config.algorithm.rollout_correction == "none" and is_async(config),
+            "algorithm.rollout_correction=none: NeMo-RL's async GRPO insists on weighing tokens; "
+            "set token or auto",
         ),
     )
     for broken, message in rules:
         if broken:
             raise ConfigError(message)
+    if config.agent.loop == "run":
+        agent_keys.refuse(config)
+    idle.refuse(config, _idle(config))
     samples = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
     if samples % config.algorithm.updates_per_step:
         raise ConfigError(
@@ -90,6 +95,29 @@ def refuse(config: RunConfig) -> None:
             f"rollout.prompts_per_step: {samples // config.algorithm.updates_per_step} samples an "
             f"update can't be split evenly among {gpus} GPUs"
         )
+
+
+def _idle(config: RunConfig) -> dict[str, str]:
+    """Keys that do nothing in this run, and why."""
+    found = idle.of_run(config) | idle.of_rollouts(config)
+    if config.agent.loop == "run":
+        found |= agent_keys.idle_keys(config)
+    if not _weighs_tokens(config):
+        found["algorithm.correction_threshold"] = (
+            "nothing is truncated here; set algorithm.rollout_correction=token, or remove it"
+        )
+    return found
+
+
+def is_async(config: RunConfig) -> bool:
+    """Whether the user's own keys ask for async GRPO."""
+    return bool(flatten(config.nemo_rl).get("grpo.async_grpo.enabled"))
+
+
+def _weighs_tokens(config: RunConfig) -> bool:
+    """Whether tokens are weighed by importance, truncated."""
+    wanted = config.algorithm.rollout_correction
+    return wanted == "token" or (wanted == "auto" and is_async(config))
 
 
 def _data(config: RunConfig) -> dict[str, Any]:
@@ -154,12 +182,15 @@ def largest_divisor(number: int, limit: int) -> int:
 
 def _algorithm(config: RunConfig) -> dict[str, Any]:
     algorithm = config.algorithm
-    corrected = algorithm.rollout_correction == "token"
+    corrected = _weighs_tokens(config)
     return {
         "grpo.adv_estimator.name": algorithm.name,
         "grpo.normalize_rewards": algorithm.normalize_by_std,
         # verl's baseline is the mean of the whole group; the same config means the same here.
         "grpo.use_leave_one_out_baseline": False,
+        # What is computed with; NeMo-RL's base YAMLs refer it to the two above, others may not.
+        "grpo.adv_estimator.normalize_rewards": algorithm.normalize_by_std,
+        "grpo.adv_estimator.use_leave_one_out_baseline": False,
         "grpo.skip_reference_policy_logprobs_calculation": algorithm.kl_coef == 0,
         "policy.optimizer.kwargs.lr": algorithm.learning_rate,
         "policy.megatron_cfg.optimizer.lr": algorithm.learning_rate,

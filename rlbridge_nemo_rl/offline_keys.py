@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rlbridge.errors import ConfigError
-from rlbridge.run_config import RunConfig, TrainerSection
+from rlbridge.launch import idle
+from rlbridge.run_config import RunConfig
 from rlbridge_nemo_rl.keys import NO_EPOCH_LIMIT, largest_divisor
 from rlbridge_nemo_rl.offline_rows import conversations, pairs
 
@@ -24,15 +25,13 @@ _METRICS = {"sft": "val:val_loss", "dpo": "val:validation-default_loss"}
 _BASE_MICRO_BATCH = {"sft": 1, "dpo": 2}  # of NeMo-RL's base YAMLs: what memory they are for
 _PACKED = (".gz", ".zst", ".parquet")
 _TRACKERS = ("wandb", "tensorboard", "mlflow", "swanlab")
-# What means something, by section; None: nothing does.
-_MEANT: dict[str, set[str] | None] = {
-    "gym": None,
-    "agent": None,
-    "rollout": {"prompts_per_step", "max_response_tokens"},
-    "algorithm": {"name", "learning_rate", "kl_coef"},
-    "trainer": set(TrainerSection.model_fields)
-    - {"max_invalid_share", "invalid_window_steps", "stall_timeout_s"},
-}
+# Sections about rollouts, and what means something in them all the same.
+_OF_ROLLOUTS = ("gym", "agent", "rollout", "algorithm")
+_MEANT = {
+    "rollout.prompts_per_step", "rollout.max_response_tokens",
+    "algorithm.name", "algorithm.learning_rate", "algorithm.kl_coef",
+}  # fmt: skip
+_STOPS = ("trainer.max_invalid_share", "trainer.invalid_window_steps", "trainer.stall_timeout_s")
 
 
 def offline_keys(config: RunConfig, run_dir: Path) -> dict[str, Any]:
@@ -62,13 +61,7 @@ def refuse(config: RunConfig) -> None:
         ConfigError: naming the key.
     """
     name, data, trainer = config.algorithm.name, config.data, config.trainer
-    for section, known in _MEANT.items():
-        found = getattr(config, section).model_fields_set - (known or set())
-        if found:
-            raise ConfigError(
-                f"{section}.{min(found)}: means nothing to algorithm.name={name}, which learns "
-                "from rows and not from rollouts; remove it"
-            )
+    idle.refuse(config, _idle(config))
     gpus, rows = trainer.gpus_per_node * trainer.nodes, config.rollout.prompts_per_step
     packed = next((p for p in (data.train, data.validation) if p and p.suffix in _PACKED), None)
     has_kl = config.algorithm.kl_coef > 0
@@ -88,14 +81,19 @@ def refuse(config: RunConfig) -> None:
             "algorithm.kl_coef: DPO needs one above 0 (its beta), 0.1 say",
         ),
         (name == "sft" and has_kl, "algorithm.kl_coef: SFT has no policy to stay near; remove it"),
-        (
-            trainer.validate_every is not None and data.validation is None,
-            "trainer.validate_every: there is nothing to validate on; set data.validation",
-        ),
     )
     for broken, message in rules:
         if broken:
             raise ConfigError(message)
+
+
+def _idle(config: RunConfig) -> dict[str, str]:
+    why = (
+        f"means nothing to algorithm.name={config.algorithm.name}, which learns from rows and not "
+        "from rollouts; remove it"
+    )
+    keys = {key for section in _OF_ROLLOUTS for key in idle.keys_of(section)} - _MEANT
+    return idle.of_run(config) | dict.fromkeys((*keys, *_STOPS), why)
 
 
 def _policy(config: RunConfig) -> dict[str, Any]:

@@ -135,22 +135,29 @@ def _correction(config: RunConfig) -> dict[str, Any]:
 
     The trainer divides its logits by the temperature too, so that equal weights give a ratio of 1.
     """
-    algorithm, correction = config.algorithm, "algorithm.rollout_correction"
-    level: str = algorithm.rollout_correction
-    if level == "auto":
-        level = "none" if trainer_mode(config) == "sync" else "token"
+    level, correction = correction_level(config), "algorithm.rollout_correction"
     if level == "none":
         return {}
     return {
         f"{correction}.rollout_is": level,
-        f"{correction}.rollout_is_threshold": algorithm.correction_threshold,
+        f"{correction}.rollout_is_threshold": config.algorithm.correction_threshold,
     }
+
+
+def correction_level(config: RunConfig) -> str:
+    """What is weighed by importance: "none", "token" or "sequence"."""
+    level = config.algorithm.rollout_correction
+    if level == "auto":
+        return "none" if trainer_mode(config) == "sync" else "token"
+    return level
 
 
 def _reward(config: RunConfig, run_dir: Path) -> dict[str, Any]:
     changed = config.gym.model_dump(
         mode="json", exclude_defaults=True, include=set(GymConfig.model_fields) - {"headers"}
-    ) | {"url": config.gym.url}
+    )
+    if config.agent.loop != "run":  # there an agent's /run gives the reward
+        changed["url"] = config.gym.url
     if config.gym.headers:
         changed["headers_file"] = str(headers_file(run_dir))
     sampler = "trainer.v1.sampler"

@@ -4,8 +4,9 @@ Each refusal names the key that is in the way, and what to write instead.
 """
 
 from rlbridge.errors import ConfigError
+from rlbridge.launch import idle
 from rlbridge.run_config import RunConfig, flatten
-from rlbridge_verl.keys import SAMPLERS, trainer_mode
+from rlbridge_verl.keys import SAMPLERS, correction_level, trainer_mode
 
 
 def refuse(config: RunConfig) -> None:
@@ -15,6 +16,7 @@ def refuse(config: RunConfig) -> None:
         ConfigError: a key holds what verl can't honour.
     """
     _refuse_other_trainers(config)
+    idle.refuse(config, idle.of_run(config) | idle.of_rollouts(config) | _idle(config))
     _refuse_wrong_baselines(config)
     _refuse_uneven_shares(config)
     _refuse_biased_logprobs(config)
@@ -35,6 +37,21 @@ def _refuse_other_trainers(config: RunConfig) -> None:
             f"verl.trainer.v1.trainer_mode={mode}: rlbridge launches {' and '.join(SAMPLERS)}; "
             "for another keep your launcher and name our classes in its config (docs/verl.md)"
         )
+
+
+def _idle(config: RunConfig) -> dict[str, str]:
+    """Keys that do nothing here; with a NeMo-RL run of the same config they may."""
+    found = {}
+    if config.agent.loop == "tools":
+        why = (
+            "our agent loop judges in sessions, whose verdicts are never shared or kept; remove it"
+        )
+        found = {f"gym.{name}": why for name in idle.SHARED_VERDICTS}
+    if correction_level(config) == "none":
+        found["algorithm.correction_threshold"] = (
+            "nothing is weighed here; set algorithm.rollout_correction=token, or remove it"
+        )
+    return found
 
 
 def _refuse_wrong_baselines(config: RunConfig) -> None:

@@ -69,13 +69,14 @@ class Run:
         """
         preflight.check_policy(self._config.policy.path)
         rows = preflight.check_rows(self._config) if self._rewarded else []
+        native = self._backend.compile(self._config, self._dir)  # refuses, with nothing started yet
         processes.adopt_orphans()
         processes.stop_signal_raises()
         with processes.nothing_left_behind():
-            config = self._with_gym(rows) if self._rewarded else self._config
-            native = self._backend.compile(config, self._dir)
             if not self._rewarded:
                 self._make_room()
+            elif (config := self._with_gym(rows)) is not self._config:
+                native = self._backend.compile(config, self._dir)  # with the Gym's URL
             return self._train(native)
 
     def _with_gym(self, rows: list[dict[str, Any]]) -> RunConfig:
@@ -88,7 +89,7 @@ class Run:
         self._make_room()
         url = start_gym(gym.serve, self._dir)
         self._console.print(f"serving {gym.serve} at {url}", markup=False)
-        gym = gym.model_copy(update={"url": url})
+        gym = gym.model_copy(update={"url": url, "serve": None})
         self._check_gym(gym, rows)
         return self._config.model_copy(update={"gym": gym})
 

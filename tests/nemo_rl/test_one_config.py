@@ -80,7 +80,9 @@ FRAMEWORKS = [
 
 # The same agents on both: Gym's own, which run already.
 SERVERS = [{"url": "http://127.0.0.1:8001", "gateway_port": 8100}]
-RUN_LOOP = RUN | {"agent": {"loop": "run", "servers": SERVERS}}
+RUN_LOOP = {name: section for name, section in RUN.items() if name != "gym"} | {
+    "agent": {"loop": "run", "servers": SERVERS}
+}
 RUN_PLACES: dict[str, dict[str, Any]] = {
     "verl": {
         f"{_VERL_ROLLOUT}.agent.default_agent_loop": "nemo_gym_run",

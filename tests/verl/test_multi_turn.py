@@ -89,8 +89,7 @@ def test_gyms_own_agent_trains_through_run_and_the_run_stops_when_the_engine_die
         run = training(
             "agent.loop=run",
             f"agent.servers=[{{url: '{agent}', gateway_port: {port}}}]",
-            *TOOLS,
-            f"gym.url={resources}",
+            "rollout.max_response_tokens=128",
             "trainer.steps=500",
             policy=counter,
         )

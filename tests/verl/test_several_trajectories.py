@@ -12,14 +12,14 @@ pytest.importorskip("verl", reason="the verl extra is not installed: make setup"
 
 from benchmarks.engine import free_port
 from tests.verl.compacting import CompactingAgent
-from tests.verl.conftest import GROUP, GymProcess, TrainingRun
+from tests.verl.conftest import GROUP, TrainingRun
 
 pytestmark = pytest.mark.verl
 PLANS = ((3, 1.0), (2, 0.0), (1, 0.0), (1, 0.0))  # trajectories and reward of a group's rollouts
 
 
 async def test_several_trajectories_a_rollout_train_and_their_rollout_counts_once(
-    training: Callable[..., TrainingRun], gym: GymProcess, tiny: Path, tmp_path: Path
+    training: Callable[..., TrainingRun], tiny: Path, tmp_path: Path
 ) -> None:
     shutil.copy(tiny / "data" / "train.jsonl", tmp_path / "rows")
     port = free_port()
@@ -28,7 +28,6 @@ async def test_several_trajectories_a_rollout_train_and_their_rollout_counts_onc
             "agent.loop=run",
             f"agent.servers=[{{url: '{agent.url}', gateway_port: {port}}}]",
             "data.max_prompt_tokens=128",
-            f"gym.url={gym.url}",
             "trainer.steps=3",
         )
         assert await asyncio.to_thread(run.wait) == 0, run.screen
