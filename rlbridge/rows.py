@@ -20,7 +20,7 @@ from rlbridge.errors import ConfigError
 _FUNCTION_KEYS = ("name", "description", "parameters")
 _BOM = b"\xef\xbb\xbf"
 # JSON has integers of any size; on the wire, and in most servers, they end at 64 bits.
-_LONG_NUMBER = re.compile(rb"\d{19}")
+_LONG_NUMBER = re.compile(rb"(?<![\d.])\d{19}")  # not behind a point: logprobs are long
 _INTEGERS = range(-(1 << 63), 1 << 64)
 
 Row = dict[str, Any]
@@ -63,7 +63,7 @@ def read_rows(
             raise ConfigError(f"{where}: not JSON: {error}") from error
         if not isinstance(row, dict):
             raise ConfigError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
-        _refuse_rounded(line, where)
+        refuse_rounded(line, where)
         rows.append((where, row))
         if limit is not None and len(rows) >= limit:
             break
@@ -83,7 +83,16 @@ def prompted(rows: list[tuple[str, Row]], prompt: Prompt | None) -> list[tuple[s
     return [(where, prompt.apply(row, where=where)) for where, row in rows]
 
 
-def _refuse_rounded(line: bytes, where: str) -> None:
+def refuse_rounded(line: bytes, where: str) -> None:
+    """Refuse a row that wouldn't reach a verifier as it stands in its file.
+
+    Args:
+        line: the row's JSON.
+        where: its place, for the message.
+
+    Raises:
+        ConfigError: it holds an integer beyond 64 bits; names its path.
+    """
     if _LONG_NUMBER.search(line) is None:
         return
     for path, number in _integers(json.loads(line), "$"):

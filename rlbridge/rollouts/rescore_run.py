@@ -23,8 +23,8 @@ from rlbridge.rollouts.rescore import Rescorer, refuse_stateful
 from rlbridge.rollouts.screen import Screen
 from rlbridge.rollouts.store import Store, failures_path
 from rlbridge.rollouts.tally import Tally
-from rlbridge.rollouts.tasks import Task, file_sha256
-from rlbridge.transforms.reading import Line, Reader
+from rlbridge.rollouts.tasks import JudgedRows, Task, file_sha256
+from rlbridge.transforms.reading import Line
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ def _wanted(done: Done, given_up: frozenset[Key], key: Key) -> bool:
 def _survey(path: Path) -> int:
     """How many rows there are; refuses two of one rollout, which could not be told apart."""
     seen, rows = Done(), 0
-    for number, line in enumerate(Reader([path])):
+    for number, line in enumerate(JudgedRows([path])):
         key = _key(line, number)
         if not seen.add(key):
             raise ConfigError(
@@ -195,7 +195,7 @@ def _survey(path: Path) -> int:
 
 
 def _tasks(path: Path, wanted: Callable[[Key], bool]) -> Generator[Task, None, None]:
-    with closing(line for line in Reader([path])) as lines:
+    with closing(line for line in JudgedRows([path])) as lines:
         for number, line in enumerate(lines):
             key = _key(line, number)
             if wanted(key):

@@ -6,7 +6,7 @@ a night, and once more, row by row, while rollouts are collected.
 """
 
 import hashlib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +17,7 @@ from rlbridge.contracts import wire
 from rlbridge.errors import ConfigError
 from rlbridge.prompts import PromptConfig
 from rlbridge.rollouts.index import Key
+from rlbridge.rows import refuse_rounded
 from rlbridge.transforms.reading import Line, Reader
 
 _PIECE: Final = 1 << 20
@@ -63,7 +64,7 @@ class Input:
 
         Raises:
             ConfigError: it can't be read, holds no rows, one of them is no row with a prompt, or
-                has one already where `prompt` is to make it.
+                has one already where `prompt` is to make it, or a number that would be rounded.
         """
         rows = sum(1 for _ in _rows(path, limit, prompt))
         if not rows:
@@ -80,10 +81,32 @@ class Input:
                         yield Task(key, line.row)
 
 
+class JudgedRows(Reader):
+    """Reads rows that a verifier will judge; refuses those that wouldn't reach it as they are."""
+
+    def parse(self, stream: Iterable[bytes], path: Path, offset: int = 0) -> Iterator[Line]:
+        """The rows of some lines of a file, see `Reader.parse`.
+
+        Raises:
+            ConfigError: a row holds a number that would be rounded; with file and line.
+        """
+        text = b""
+
+        def noted() -> Iterator[bytes]:
+            nonlocal text
+            for given in stream:
+                text = given
+                yield given
+
+        for line in super().parse(noted(), path, offset):
+            refuse_rounded(text, line.where)
+            yield line
+
+
 def _rows(
     path: Path, limit: int | None, prompt: PromptConfig | None
 ) -> Generator[Line, None, None]:
-    with closing(line for line in Reader([path])) as lines:
+    with closing(line for line in JudgedRows([path])) as lines:
         for line in islice(lines, limit):
             if prompt is not None:
                 line = line._replace(row=prompt.apply(line.row, where=line.where))

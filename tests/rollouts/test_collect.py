@@ -162,6 +162,12 @@ async def test_bad_input_and_absent_servers_are_told_before_anything_is_written(
     runs.source.write_text('{"responses_create_params": {"input": "a"}}\n{"input": "b"}\n')
     with pytest.raises(ConfigError, match=r"rows.jsonl:2.*responses_create_params.input"):
         await runs.run(accept_changes=True)
+    rounded = {"responses_create_params": {"input": "b"}, "truth": {"id": 2**64}}
+    write_lines(runs.source, [make_row("a"), rounded])
+    with pytest.raises(
+        ConfigError, match=r"rows.jsonl:2: \$.truth.id is an integer beyond 64 bits"
+    ):
+        await runs.run()
     runs.source.write_text('{"responses_create_params": {"inp\n')
     with pytest.raises(ConfigError, match="not JSON"):
         await runs.run()

@@ -41,6 +41,17 @@ async def rescore(source: Path, judge: Judge, **options: Any) -> dict[str, Any]:
         return await RescoreRun(judge, QUICK, source, output, console, **options).execute()
 
 
+async def test_a_row_that_would_reach_its_judge_rounded_is_refused_by_line(tmp_path: Path) -> None:
+    rows = [
+        rollout(0, "4", seed=2**64 - 1, logprob=-0.00012345678901234567),
+        rollout(1, "4", seed=2**64),
+    ]
+    source = write(tmp_path / "old.jsonl", *rows)
+    with pytest.raises(ConfigError, match=r"old.jsonl:2: \$.seed is an integer beyond 64 bits"):
+        await rescore(source, Judge(evaluator="exact_match"))
+    assert not source.with_name("new.jsonl").exists()
+
+
 async def test_new_verdicts_stand_beside_the_old_ones_and_the_table_counts_the_changes(
     tmp_path: Path,
 ) -> None:
