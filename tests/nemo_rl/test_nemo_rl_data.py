@@ -337,3 +337,49 @@ def test_verl_samples_from_the_same_tokens(
     train, _ = set_up(tokenizer, train={"data_path": path, "prompt": made})
     ours = [train[index]["message_log"][0]["token_ids"].tolist() for index in range(len(rows))]
     assert ours == json.loads(answer.read_text())
+
+
+def test_a_prompt_at_the_limit_is_whole_and_one_token_more_is_masked(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    from rlbridge_nemo_rl.prompt_check import check_prompts
+
+    path = written(tmp_path / "rows.jsonl", [make_row("a few words"), make_row("é🙂 " * 9)])
+    lengths = [len(train_ids(path, tokenizer, None)[row]) for row in range(2)]
+    for spare, row in [(1, 0), (0, 0), (-1, 0), (1, 1), (0, 1), (-1, 1)]:
+        limit = lengths[row] + spare
+        train, _ = set_up(tokenizer, train={"data_path": path}, max_input_seq_length=limit)
+        fits = [length <= limit for length in lengths]
+        assert [train[n]["loss_multiplier"] for n in range(2)] == [float(one) for one in fits]
+        assert [train[n]["length"] for n in range(2)] == [
+            length if one else 4 for length, one in zip(lengths, fits, strict=True)
+        ]
+        if all(fits):
+            assert check_prompts(train) is None
+            continue
+        with pytest.raises(ConfigError, match=rf"{2 - sum(fits)} of 2 prompts are longer"):
+            check_prompts(train)
+
+
+def train_ids(path: str, tokenizer: Any, limit: int | None) -> list[list[int]]:
+    """The tokens of each row's prompt."""
+    train, _ = set_up(tokenizer, train={"data_path": path}, max_input_seq_length=limit)
+    return [train[n]["message_log"][0]["token_ids"].tolist() for n in range(len(train))]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], r"rows\.jsonl holds no rows"),
+        ([make_row("a"), make_row("b", agent_ref="math")], r"rows\.jsonl:2: \$\.agent_ref must be"),
+        ([{"responses_create_params": None}], r"rows\.jsonl:1: .*input is missing or empty"),
+        ([{"responses_create_params": {"input": ""}}], r"rows\.jsonl:1: .*is missing or empty"),
+        ([{"responses_create_params": {"input": [{"content": "a"}]}}], r":1: .*role is missing"),
+        ([{"responses_create_params": {"input": "a", "tools": ["f"]}}], r":1: .*tools must be"),
+    ],
+)
+def test_rows_that_could_not_be_judged_or_shown_are_refused_by_line(
+    rows: list[dict[str, Any]], words: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        set_up(tokenizer, train={"data_path": written(tmp_path / "rows.jsonl", rows)})
