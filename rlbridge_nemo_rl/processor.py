@@ -21,6 +21,10 @@ OVERLONG = "overlong"
 _KEPT_TOKENS = 4
 
 
+class RefusedPromptError(ValueError):
+    """A prompt file or the chat template can't be applied to a row; says to which, and why."""
+
+
 def process_row(
     datum_dict: dict[str, Any],
     task_data_spec: Any,
@@ -41,12 +45,20 @@ def process_row(
 
     Returns:
         A `DatumSpec`; `extra_env_info` holds the whole row, its index, its place and its split.
+
+    Raises:
+        RefusedPromptError: the template refuses the prompt, or a prompt file doesn't fit.
     """
-    messages = _prompted(json.loads(datum_dict[MESSAGES]), task_data_spec)
     tools = json.loads(datum_dict[TOOLS]) or None
-    text = tokenizer.apply_chat_template(
-        messages, tools=tools, tokenize=False, add_generation_prompt=True
-    )
+    try:
+        messages = _prompted(json.loads(datum_dict[MESSAGES]), task_data_spec)
+        text = tokenizer.apply_chat_template(
+            messages, tools=tools, tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # templates raise what they like
+        raise RefusedPromptError(
+            f"{datum_dict[WHERE]}: the prompt can't be rendered: {type(error).__name__}: {error}"
+        ) from error
     token_ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
     token_ids = token_ids.to(torch.int64)
     overlong = max_seq_length is not None and len(token_ids) > max_seq_length

@@ -14,7 +14,7 @@ from rlbridge.contracts import wire
 from rlbridge.errors import ConfigError
 from rlbridge.prompts import MARK
 from rlbridge.rows import Row
-from rlbridge_nemo_rl.processor import OVERLONG, ROW, SPLIT, WHERE
+from rlbridge_nemo_rl.processor import OVERLONG, ROW, SPLIT, WHERE, RefusedPromptError
 
 _SHOWN = 5
 _NO_VERIFIERS = (wire.RESPONSES_CREATE_PARAMS, MARK)
@@ -32,7 +32,8 @@ def check_prompts(train: Any, validation: Any = None) -> str | None:
         What the user should know, if anything.
 
     Raises:
-        ConfigError: prompts are too long; with the first one's file and line, and how many.
+        ConfigError: a prompt can't be rendered, with file and line; or prompts are too long, with
+            the first one's, and how many.
     """
     print("\n▶ Looking at every prompt...", flush=True)  # in NeMo-RL's words, among its lines
     prompts: dict[bytes, list[tuple[Any, int]]] = defaultdict(list)
@@ -40,7 +41,7 @@ def check_prompts(train: Any, validation: Any = None) -> str | None:
     total = 0
     for dataset in [*_datasets(train), *_datasets(validation)]:
         for index in range(len(dataset)):
-            item = dataset[index]
+            item = _rendered(dataset, index)
             info = item["extra_env_info"] or {}
             total += 1
             if OVERLONG in info:
@@ -55,6 +56,13 @@ def check_prompts(train: Any, validation: Any = None) -> str | None:
             "these rows"
         )
     return _told(list(_unlike(prompts)))
+
+
+def _rendered(dataset: Any, index: int) -> Any:
+    try:
+        return dataset[index]
+    except RefusedPromptError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _datasets(made: Any) -> list[Any]:

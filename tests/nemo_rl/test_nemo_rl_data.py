@@ -361,6 +361,31 @@ def test_a_prompt_at_the_limit_is_whole_and_one_token_more_is_masked(
             check_prompts(train)
 
 
+def test_a_prompt_that_cannot_be_rendered_is_refused_by_line_before_anything_is_sampled(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    import copy
+
+    from rlbridge_nemo_rl.prompt_check import check_prompts
+
+    strict = copy.deepcopy(tokenizer)
+    no_answers = (
+        "{%- if messages[-1].role != 'user' %}{{ raise_exception('ends oddly') }}{% endif %}"
+    )
+    strict.chat_template = no_answers + str(tokenizer.chat_template)
+    answered = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [make_row("fine"), {"responses_create_params": {"input": answered}}]
+    path = written(tmp_path / "rows.jsonl", rows)
+    train, _ = set_up(strict, train={"data_path": path})
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:2: .*can't be rendered: .*ends oddly"):
+        check_prompts(train)
+    own = tmp_path / "own.txt"
+    own.write_text("Solve {problem}")
+    train, _ = set_up(tokenizer, train={"data_path": path}, default={"prompt_file": str(own)})
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:1: .*can't be rendered: .*problem"):
+        check_prompts(train)
+
+
 def train_ids(path: str, tokenizer: Any, limit: int | None) -> list[list[int]]:
     """The tokens of each row's prompt."""
     train, _ = set_up(tokenizer, train={"data_path": path}, max_input_seq_length=limit)
