@@ -99,6 +99,10 @@ class Framework:
         load: imports the framework's side and returns its backend.
         exporter: from a checkpoint and a folder to make to what writes the policy there in
             Hugging Face's format; None if the framework has no converter.
+        supported: the versions that the plugin was run with, for people.
+        version: says which version is installed; None asks the distribution of `requires[0]`.
+        algorithms: values of `algorithm.name` that it launches.
+        prompts: whether it makes the prompts of rows of raw fields (`data.prompt`).
     """
 
     name: str
@@ -107,6 +111,10 @@ class Framework:
     install: str
     load: Callable[[], Backend]
     exporter: Callable[[Path, Path], Export] | None = None
+    supported: str = ""
+    version: Callable[[], str | None] | None = None
+    algorithms: tuple[str, ...] = ()
+    prompts: bool = False
 
 
 class Hooks:

@@ -116,6 +116,21 @@ class Plugins:
         found = [*frameworks, *evaluators, *self._broken]
         return sorted(found, key=lambda item: (order.index(item.kind), item.name))
 
+    def described(self, name: str) -> tuple[PluginReport, Framework | EvaluatorSpec]:
+        """What `name` is, usable here or not.
+
+        Raises:
+            ConfigError: there is no framework or evaluator of that name, or its plugin is broken.
+        """
+        if name in self._frameworks:
+            framework, plugin = self._frameworks[name]
+            return _report(framework, plugin, "framework"), framework
+        if name in self._evaluators:
+            spec, plugin = self._evaluators[name]
+            return _report(spec, plugin, "evaluator"), spec
+        known = [*self.framework_names(), *self.evaluator_names()]
+        raise ConfigError(self._unknown("framework or evaluator", name, known))
+
     def evaluator_spec(self, name: str) -> EvaluatorSpec:
         """The evaluator `name`, whose libraries are installed.
 
@@ -170,7 +185,7 @@ class Plugins:
         _refuse_missing("framework", framework)
         return framework
 
-    def _unknown(self, kind: Kind, name: str, known: list[str]) -> str:
+    def _unknown(self, kind: str, name: str, known: list[str]) -> str:
         for broken in self._broken:
             if broken.name == name:
                 return f"the plugin {name!r} ({broken.plugin}) is broken: {broken.reason}"
@@ -200,15 +215,23 @@ def _report(item: Framework | EvaluatorSpec, plugin: str, kind: Kind) -> PluginR
         plugin=plugin,
         available=not missing,
         summary=item.summary,
-        version=None if missing or not item.requires else _version(item.requires[0]),
+        version=None if missing else _version(item),
         reason=f"not installed: {', '.join(missing)}" if missing else None,
         install=item.install if missing else None,
         kind=kind,
     )
 
 
-def _version(module: str) -> str | None:
+def _version(item: Framework | EvaluatorSpec) -> str | None:
+    if isinstance(item, Framework) and item.version is not None:
+        try:
+            return item.version()
+        # A clone may be half a clone, and raise anything while it is imported.
+        except Exception:  # noqa: BLE001
+            return None
+    if not item.requires:
+        return None
     try:
-        return version(module.replace("_", "-"))
+        return version(item.requires[0].replace("_", "-"))
     except ModuleNotFoundError:  # PackageNotFoundError: importable from a path, not a distribution
         return None

@@ -1,5 +1,6 @@
 """The NeMo-RL plugin's entry point. Imports without nemo_rl."""
 
+import importlib
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,11 @@ def _requires() -> tuple[str, ...]:
     places = (found.submodule_search_locations or ()) if found else ()
     placeholder = found and not any(Path(place, "algorithms").is_dir() for place in places)
     return ("nemo_rl.algorithms",) if placeholder else ("nemo_rl",)
+
+
+def _version() -> str:
+    """What the clone calls itself; where it is only on the path there is no distribution to ask."""
+    return str(importlib.import_module("nemo_rl").__version__)
 
 
 def _load() -> "NemoRLBackend":
@@ -47,5 +53,9 @@ def rlbridge_frameworks() -> list[Framework]:
             install=INSTALL,
             load=_load,
             exporter=_export,
+            supported="0.6, 0.7 and the development head of August 2026",
+            version=_version,
+            algorithms=("grpo", "sft", "dpo"),
+            prompts=True,
         )
     ]

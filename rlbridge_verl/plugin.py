@@ -24,5 +24,8 @@ def rlbridge_frameworks() -> list[Framework]:
             requires=("verl", "transfer_queue"),
             install="pip install 'rlbridge[verl,gpu]'  # without a GPU: make setup",
             load=_load,
+            supported="0.9",
+            algorithms=("grpo",),
+            prompts=True,
         )
     ]

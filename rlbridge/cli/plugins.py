@@ -1,21 +1,29 @@
 """`rlbridge plugins`: what this environment can train and judge with, and why not the rest."""
 
+import importlib.util
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from rlbridge.evaluators.evaluator import EvaluatorSpec
+    from rlbridge.hookspecs import Framework
     from rlbridge.plugins import PluginReport
+
+_HEADINGS = {
+    "framework": "frameworks (rlbridge run --framework NAME)",
+    "evaluator": "evaluators (rlbridge gym serve NAME)",
+    "plugin": "broken plugins",
+}
 
 
 def plugins(
     name: Annotated[
-        str | None, typer.Argument(help="Show this evaluator's row fields and options.")
+        str | None, typer.Argument(help="Show all about this framework or evaluator.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
@@ -24,29 +32,97 @@ def plugins(
     One whose framework or library isn't installed is listed with its install command; one that
     fails to import is listed with the reason. Neither is an error: the exit status is 0.
 
+        rlbridge plugins nemo_rl      # its version, what it can do, how to install it
+
         rlbridge plugins math         # what this evaluator reads, and its options
     """
     import orjson
-    from rich.console import Console
 
+    from rlbridge.hookspecs import Framework
     from rlbridge.plugins import Plugins
 
     found = Plugins()
-    if name is not None:
-        spec = found.evaluator_spec(name)
-        what = {"name": name, "summary": spec.summary, "fields": dict(spec.fields)}
-        known = {key: asdict(item) for key, item in options_of(spec).items()}
-        if as_json:
-            typer.echo(orjson.dumps(what | {"options": known}, option=orjson.OPT_INDENT_2).decode())
+    document: Any
+    if name is None:
+        reports = found.report()
+        document, lines = [asdict(report) for report in reports], listed(reports)
+    else:
+        report, item = found.described(name)
+        if isinstance(item, Framework):
+            more, lines = _of_framework(item), _framework_lines(report, item)
         else:
-            typer.echo(_readable(spec))
-        return
-    reports = found.report()
+            more, lines = _of_evaluator(item), _evaluator_lines(report, item)
+        document = asdict(report) | more
     if as_json:
-        rows = [asdict(report) for report in reports]
-        typer.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
+        typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
         return
-    Console().print(table_of(reports))
+    for line in lines:
+        typer.echo(line)
+
+
+def listed(reports: "list[PluginReport]") -> Iterator[str]:
+    """A line for each, and its install command on a line of its own, to be copied whole."""
+    kind = None
+    width = max((len(report.name) for report in reports), default=0)
+    for report in reports:
+        if report.kind != kind:
+            yield _HEADINGS[report.kind] if kind is None else f"\n{_HEADINGS[report.kind]}"
+            kind = report.kind
+        here = f" (installed: {report.version})" if report.version else ""
+        what = f"{report.summary}{here}" if report.available else report.reason
+        where = f" ({report.plugin})" if report.kind == "plugin" else ""
+        yield f"  {report.name:{width}}  {what}{where}"
+        if report.install:
+            yield f"  {'':{width}}  {report.install}"
+    yield "\nrlbridge plugins NAME shows all about one of them"
+
+
+def _of_framework(framework: "Framework") -> dict[str, Any]:
+    return {
+        "supported": framework.supported,
+        "algorithms": list(framework.algorithms),
+        "export": framework.exporter is not None,
+        "prompts": framework.prompts,
+        "code": code_of(framework),
+    }
+
+
+def _framework_lines(report: "PluginReport", framework: "Framework") -> Iterator[str]:
+    name, code = framework.name, code_of(framework)
+    yield from _head(report, "version")
+    if framework.supported:
+        yield f"  supported  {framework.supported}"
+    yield f"  launch     rlbridge run --framework {name} --config run.yaml"
+    if framework.algorithms:
+        yield f"             algorithm.name: {', '.join(framework.algorithms)}"
+    if framework.exporter is None:
+        yield "  export     no converter that rlbridge knows of"
+    else:
+        yield f"  export     rlbridge export RUN FOLDER --framework {name}"
+    made = "data.prompt makes them of rows of raw fields" if framework.prompts else "in the rows"
+    yield f"  prompts    {made}"
+    if code:
+        yield f"  code       {code}"
+    yield f"  plugin     {report.plugin}"
+
+
+def _head(report: "PluginReport", versioned: str) -> Iterator[str]:
+    """Name and summary, and whether it can be used; `versioned` says what has the version."""
+    yield f"{report.name}: {report.summary}"
+    yield ""
+    found = f", {versioned} {report.version}" if report.version else ""
+    yield f"  status     {f'ready{found}' if report.available else report.reason}"
+    if report.install:
+        yield f"  install    {report.install}"
+
+
+def code_of(framework: "Framework") -> str | None:
+    """The folder that the framework would be imported from; None where it isn't installed."""
+    for module in framework.requires[:1]:
+        found = importlib.util.find_spec(module.partition(".")[0])
+        places = (found.submodule_search_locations or ()) if found else ()
+        return next((str(Path(place)) for place in places), None)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,31 +145,22 @@ def options_of(spec: "EvaluatorSpec") -> dict[str, Option]:
     return found
 
 
-def _readable(spec: "EvaluatorSpec") -> str:
-    lines = [f"{spec.name}: {spec.summary}", "", "row fields:"]
-    lines += [f"  {name}: {_line(text)}" for name, text in spec.fields.items()]
-    lines += ["", f"options (rlbridge gym serve {spec.name} --option KEY=VALUE):"]
+def _of_evaluator(spec: "EvaluatorSpec") -> dict[str, Any]:
+    options = {key: asdict(item) for key, item in options_of(spec).items()}
+    return {"fields": dict(spec.fields), "options": options}
+
+
+def _evaluator_lines(report: "PluginReport", spec: "EvaluatorSpec") -> Iterator[str]:
+    yield from _head(report, f"with {', '.join(spec.requires[:1])}")
+    yield f"  serve      rlbridge gym serve {spec.name} --option KEY=VALUE"
+    yield f"  plugin     {report.plugin}"
+    yield "\nrow fields:"
+    yield from (f"  {name}: {_line(text)}" for name, text in spec.fields.items())
+    yield "\noptions:"
     for name, option in options_of(spec).items():
         default = "required" if option.default is None else _line(option.default)[:60]
-        lines.append(f"  {name} ({default}): {_line(option.help)}")
-    return "\n".join(lines)
+        yield f"  {name} ({default}): {_line(option.help)}"
 
 
 def _line(text: str) -> str:
     return " ".join(text.split())
-
-
-def table_of(reports: "list[PluginReport]") -> "Table":
-    """The reports as a table; texts are shown as they are, square brackets too."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 2), header_style="bold")
-    for name in ("kind", "name", "available", "version", "what it is, or why it isn't there"):
-        table.add_column(name)
-    for report in reports:
-        why = report.summary if report.available else f"{report.reason}\n{report.install or ''}"
-        state = "yes" if report.available else "no"
-        cells = (report.kind, report.name, state, report.version or "-", why.strip())
-        table.add_row(*(Text(cell) for cell in cells))
-    return table

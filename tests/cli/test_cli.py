@@ -1,12 +1,12 @@
 """The `rlbridge` command: errors of ours are one line and status 1; texts are shown whole."""
 
+import json
 import subprocess
 import sys
 
 import pytest
-from rich.console import Console
 
-from rlbridge.cli.plugins import table_of
+from rlbridge.cli.plugins import listed
 from rlbridge.plugins import PluginReport
 
 
@@ -15,12 +15,44 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_an_install_line_with_brackets_is_shown_whole() -> None:
-    report = PluginReport("toy", "m", False, reason="not installed", install="pip install 'a[b,c]'")
-    console = Console(width=120)
-    with console.capture() as shown:
-        console.print(table_of([report]))
-    assert "pip install 'a[b,c]'" in shown.get()
+def test_an_install_line_stands_alone_and_whole_to_be_copied() -> None:
+    install = f"pip install 'a[b,c]'  # {'long-' * 40}"
+    report = PluginReport("toy", "m", False, reason="not installed: a", install=install)
+    lines = list(listed([report]))
+    assert "  toy  not installed: a" in lines
+    assert install in [line.strip() for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "nemo_rl",
+            ("supported  0.6, 0.7", "algorithm.name: grpo, sft, dpo", "rlbridge export RUN FOLDER"),
+        ),
+        ("verl", ("supported  0.9", "algorithm.name: grpo\n", "no converter")),
+        ("math", ("rlbridge gym serve math", "expected_answer:", "cpu_s (5.0)")),
+    ],
+)
+def test_plugins_shows_all_about_a_framework_or_an_evaluator(
+    name: str, words: tuple[str, ...]
+) -> None:
+    shown = _run("plugins", name)
+    assert shown.returncode == 0, shown.stderr
+    assert all(word in shown.stdout for word in words), shown.stdout
+    document = json.loads(_run("plugins", name, "--json").stdout)
+    assert document["name"] == name
+    if document["kind"] == "framework":
+        ready = f"status     ready, version {document['version']}"
+        assert (ready if document["available"] else document["install"]) in shown.stdout
+        assert (document["code"] is not None) == document["available"]
+        assert document["export"] == (name == "nemo_rl")
+
+
+def test_the_near_name_of_a_plugin_is_told() -> None:
+    result = _run("plugins", "nemo-rl")
+    assert result.returncode == 1
+    assert "no framework or evaluator named 'nemo-rl'; did you mean 'nemo_rl'?" in result.stderr
 
 
 @pytest.mark.parametrize(
