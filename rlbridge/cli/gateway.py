@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rlbridge.cli import gateway_captures
 from rlbridge.cli.extras import gateway_extra
 from rlbridge.errors import ConfigError
 
@@ -13,6 +14,7 @@ app = typer.Typer(
     help="An OpenAI-compatible server before a policy: any agent in, exact tokens out.",
     no_args_is_help=True,
 )
+app.add_typer(gateway_captures.app, name="captures")
 
 
 @app.command()

@@ -13,13 +13,17 @@ def captured_rollouts(folder: Path) -> Iterator[Rollout]:
     """Every session in a gateway's capture folder, the oldest first, one at a time.
 
     A gateway may be writing there: what it has answered so far is read. Sessions that their
-    clients ended are read too.
+    clients ended are read too. One that is deleted (`captures prune`) before its turn is left out.
 
     Raises:
         ConfigError: the folder can't be read, or holds captures of another version.
         ContractError: a session's records are garbled; says whose.
     """
-    log = CaptureLog(folder, CaptureConfig(folder=folder), keep_ended=True)
+    log = CaptureLog(folder, CaptureConfig(folder=folder), read_only=True)
     log.recover()
     for session in log.sessions():
-        yield restored(session, log.records(session)).rollout()
+        try:
+            records = log.records(session)
+        except FileNotFoundError:  # deleted meanwhile
+            continue
+        yield restored(session, records).rollout()

@@ -59,8 +59,20 @@ class CaptureConfig(StrictModel):
     power cut, at the price of waiting before each reply."""
     fsync_interval_s: float = Field(default=1.0, gt=0)
     """For fsync: interval."""
-    segment_mb: int = Field(default=256, ge=1)
+    segment_mb: float = Field(default=256, gt=0)
     """A file longer than this is followed by another."""
+    keep_days: float | None = Field(default=None, gt=0)
+    """Delete files last written to longer ago, once no session in them goes on in a younger one;
+    null keeps them. Looked at when the gateway starts and when a file is full. The folder is then
+    this gateway's alone."""
+    keep_gb: float | None = Field(default=None, gt=0)
+    """Likewise, the oldest of what is beyond so much (1e9 bytes). Sessions in memory stay, so more
+    may be there."""
+
+    @property
+    def deletes(self) -> bool:
+        """Whether captures are deleted in time."""
+        return self.keep_days is not None or self.keep_gb is not None
 
 
 class SessionsConfig(StrictModel):
@@ -106,6 +118,9 @@ class GatewayConfig(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        capture = self.capture
+        if capture.deletes and capture.folder is None:
+            raise ValueError("capture.keep_days and keep_gb are about files; give capture.folder")
         sampling = self.sampling
         if sampling.mode == "trainer" and sampling.temperature is None:
             raise ValueError("sampling.mode: trainer needs sampling.temperature")

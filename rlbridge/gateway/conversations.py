@@ -144,6 +144,13 @@ class Conversations:
 
     async def _take(self, ask: Ask, generations: Sequence[Generation]) -> Outcome:
         """Take up what the engine answered; it is captured when this returns."""
+        if ask.session.ended:
+            raise ApiError(
+                f"session {ask.session.name!r} was ended by its client during this call",
+                status=410,
+                param="session",
+                code="session_gone",
+            )
         answers = tuple(
             self._take_one(ask, generation, index, len(generations))
             for index, generation in enumerate(generations)
@@ -240,7 +247,7 @@ class Conversations:
             ) from error
 
     def _failed(self, ask: Ask, error: ApiError) -> None:
-        if error.status in _CLIENTS_FAULT:
+        if error.status in _CLIENTS_FAULT or ask.session.ended:
             return
         self._counts["failed_calls"] += 1
         ask.session.failed.add(ask.node.digest)

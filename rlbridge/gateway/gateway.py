@@ -7,6 +7,7 @@ In front of any `Engine`, in process or over HTTP, without a server of its own:
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,12 +26,7 @@ from rlbridge.gateway.completions import completion_body, prompts_of
 from rlbridge.gateway.config import GatewayConfig
 from rlbridge.gateway.conversations import Conversations
 from rlbridge.gateway.errors import ApiError
-from rlbridge.gateway.events import (
-    chat_events,
-    completion_events,
-    ending,
-    response_events,
-)
+from rlbridge.gateway.events import chat_events, completion_events, ending, response_events
 from rlbridge.gateway.exchange import NOBODY, Caller, Reply, StreamedReply
 from rlbridge.gateway.openai_types import check_request
 from rlbridge.gateway.outcome import Outcome
@@ -39,6 +35,7 @@ from rlbridge.gateway.places import Places
 from rlbridge.gateway.prompting import Prompter
 from rlbridge.gateway.records import reward_record
 from rlbridge.gateway.responses import ResponsesWriter, chat_request, no_response, previous
+from rlbridge.gateway.retention import Retention
 from rlbridge.gateway.store import SessionStore
 from rlbridge.gateway.traffic import Traffic, together
 from rlbridge.onpolicy.build import Built, build
@@ -81,30 +78,30 @@ class Gateway:
         config = self.config
         self._info = await self.engine.info()
         self.model = config.model or self._info.model
-        self._log: CaptureLog | None = None
-        if config.capture.folder is not None:
-            self._log = CaptureLog(config.capture.folder, config.capture)
-            await asyncio.to_thread(self._log.recover)
-            self._log.start()
-        prompter = Prompter(
-            self.tokenizer, ends=config.stop_token_ids, options=config.template_options
-        )
-        if self._info.tokens and getattr(self.tokenizer, "chat_template", None) is not None:
-            await asyncio.to_thread(prompter.bridge)
-        self._prompter = prompter
-        self._store = SessionStore(config.sessions, self._log)
-        places = Places(self._store, implicit=config.sessions.implicit)
-        self._asker = Asker(prompter, places, config, self._info, self.model)
-        self._talk = Conversations(
-            EngineCaller(self.engine, config, self._counts),
-            AnswerReader(self.tokenizer, config.parsing),
-            self._store,
-            self._log,
-            self._counts,
-            self.model,
-            _encoding(self.tokenizer),
-        )
-        self._traffic = Traffic(self._talk)
+        async with AsyncExitStack() as stack:
+            self._log = await self._open_log(stack)
+            prompter = Prompter(
+                self.tokenizer, ends=config.stop_token_ids, options=config.template_options
+            )
+            if self._info.tokens and getattr(self.tokenizer, "chat_template", None) is not None:
+                await asyncio.to_thread(prompter.bridge)
+            self._store = SessionStore(config.sessions, self._log)
+            places = Places(self._store, implicit=config.sessions.implicit)
+            self._asker = Asker(prompter, places, config, self._info, self.model)
+            self._talk = Conversations(
+                EngineCaller(self.engine, config, self._counts),
+                AnswerReader(self.tokenizer, config.parsing),
+                self._store,
+                self._log,
+                self._counts,
+                self.model,
+                _encoding(self.tokenizer),
+            )
+            self._traffic = Traffic(self._talk)
+            if self._log is not None and config.capture.deletes:
+                retention = Retention(self._log, self._store, config.capture, self._counts)
+                stack.push_async_callback(retention.aclose)
+            self._opened = stack.pop_all()
         self.is_open = True
         return self
 
@@ -116,8 +113,7 @@ class Gateway:
     ) -> None:
         """Write out captures; waits for no call."""
         self.is_open = False
-        if self._log is not None:
-            await self._log.aclose()
+        await self._opened.aclose()
 
     @property
     def info(self) -> EngineInfo:
@@ -139,7 +135,8 @@ class Gateway:
         `calls`, `sampled_tokens`; prompts by how they came about (`prompts_bridged`,
         `prompts_rendered`, `prompts_spliced`) and why they were rendered (`rendered_...`);
         `replayed`, `aborted`, `failed_calls`, `engine_errors`, `untokened`, `capture_errors`,
-        `prompts_changed_by_engine`; gauges `in_flight`, `sessions`, `session_tokens`.
+        `prompts_changed_by_engine`; `pruned_segments`, `pruned_sessions`, `pruned_bytes`,
+        `prune_errors`; gauges `in_flight`, `sessions`, `session_tokens`.
         """
         self._store.expire()
         gauges = {
@@ -267,6 +264,17 @@ class Gateway:
     async def end_session(self, session: str) -> None:
         """Forget a session; what was captured stays on disk."""
         await self._store.end(session)
+
+    async def _open_log(self, stack: AsyncExitStack) -> CaptureLog | None:
+        """Where calls are captured, with what is there already."""
+        capture = self.config.capture
+        if capture.folder is None:
+            return None
+        log = CaptureLog(capture.folder, capture)
+        stack.push_async_callback(log.aclose)
+        await asyncio.to_thread(log.recover)
+        log.start()
+        return log
 
     async def _history(self, session: str, seed: str) -> list[Mapping[str, Any]]:
         """The messages up to and with an answer."""

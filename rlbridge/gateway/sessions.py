@@ -57,6 +57,7 @@ class Session:
         held: tokens in memory.
         replies: answers by request, the latest few, for clients that ask again.
         recorded: whether its opening is captured.
+        ended: by its client; nothing is taken up any more.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Session:
     held: int = 0
     replies: dict[Any, Any] = field(default_factory=dict)
     recorded: bool = False
+    ended: bool = False
 
     def root(self, tools: Any, options: Any) -> Root:
         """The root for these tools and options."""

@@ -11,7 +11,7 @@ import itertools
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -114,6 +114,7 @@ class SessionStore:
             ApiError: as `get`.
         """
         session = await self.get(name)
+        session.ended = True
         if self._log is not None and session.recorded:
             self._log.append(name, "end", {})
         self._forget(session)
@@ -124,6 +125,15 @@ class SessionStore:
         if self._log is not None and not session.recorded:
             self._log.append(session.name, "open", open_record(session))
         session.recorded = True
+
+    def holds(self, name: str) -> bool:
+        """Whether a session is in memory, or on its way there."""
+        return name in self._sessions or name in self._loading
+
+    def give_up(self, names: Iterable[str], why: str) -> None:
+        """Answer a 410 from now on to who asks for these sessions, none of which is in memory."""
+        for name in names:
+            self._drop(name, why)
 
     def expire(self) -> None:
         """Forget what has been idle for too long."""
@@ -170,6 +180,13 @@ class SessionStore:
             self._loading[name] = task
         try:
             session = await asyncio.shield(task)
+        except FileNotFoundError as error:
+            raise ApiError(
+                f"the captures of session {name!r} were deleted; start another",
+                status=410,
+                param="session",
+                code="session_gone",
+            ) from error
         finally:
             self._loading.pop(name, None)
         if name not in self._sessions:
