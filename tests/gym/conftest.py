@@ -29,7 +29,7 @@ def quick_config(transport: str) -> Any:
             "backoff_max_s": 0.05,
             "outage_patience_s": 0.0,
             "breaker_probe_s": 0.02,
-            "verify_timeout_s": 10.0,
+            "verify_timeout_s": 60.0,
         }
         return GymConfig(**{"url": url, "transport": transport, **quick, **fields})
 

@@ -181,7 +181,7 @@ async def test_a_served_gym_judges_and_ends_with_status_0(
     assert not bad.valid
     assert bad.status == 422
     os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
 
 
 def test_ctrl_c_ends_a_served_gym_with_status_0(
@@ -189,7 +189,7 @@ def test_ctrl_c_ends_a_served_gym_with_status_0(
 ) -> None:
     _, process = served
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize("bound", [True, False], ids=["exit_with_parent", "on_its_own"])
@@ -208,7 +208,7 @@ def test_a_served_gym_ends_with_its_parent_if_told_to(tmp_path: Path, bound: boo
             process.kill()
             # The pipe is at its end once the server, which has it too, is gone.
             ended, _, _ = select.select(
-                [process.stdout], [], [], 15 if bound else 2 * PARENT_POLL_S
+                [process.stdout], [], [], 60 if bound else 2 * PARENT_POLL_S
             )
             assert bool(ended) is bound
         finally:

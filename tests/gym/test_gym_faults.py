@@ -45,7 +45,7 @@ async def test_a_fault_is_an_invalid_reward_of_its_class(
     gym_server: GymServer, quick_config: Any, kind: FaultKind
 ) -> None:
     gym_server.behaviour.faults = Faults(rate=1.0, kinds=[kind])
-    deadline_s = 0.3 if EXPECTED[kind] is FailureClass.TIMEOUT else 10.0
+    deadline_s = 0.3 if EXPECTED[kind] is FailureClass.TIMEOUT else 60.0
     config = quick_config(gym_server.url, max_attempts=2, verify_timeout_s=deadline_s)
     async with GymClient(config) as gym:
         reward = await gym.verify(ROW, "4")
@@ -63,12 +63,17 @@ async def test_a_passing_fault_costs_an_attempt_and_no_reward(
 ) -> None:
     gym_server.behaviour.rewards = 0.25
     gym_server.behaviour.faults = Faults(script=[kind])
-    # Long enough for the second attempt on a busy machine.
-    deadline_s = 3.0 if EXPECTED[kind] is FailureClass.TIMEOUT else 10.0
-    async with GymClient(quick_config(gym_server.url, verify_timeout_s=deadline_s)) as gym:
+    late = EXPECTED[kind] is FailureClass.TIMEOUT
+    patient = {"verify_timeout_s": 1.0, "max_attempts": 60, "breaker_failures": 60}
+    async with GymClient(quick_config(gym_server.url, **(patient if late else {}))) as gym:
         reward = await gym.verify(ROW, "4")
     assert reward.valid
-    assert (reward.value, reward.attempts) == (0.25, 2)
+    assert reward.value == 0.25
+    assert reward.attempts == 1 + sum(gym.stats.failures.values())
+    if late:  # a busy machine may be late another time
+        assert reward.attempts >= 2
+    else:
+        assert reward.attempts == 2
 
 
 @pytest.mark.parametrize("kind", [FaultKind.DROPPED_COOKIE, FaultKind.SWAPPED_COOKIE], ids=str)

@@ -114,7 +114,7 @@ async def test_a_tool_that_fails_is_an_observation_and_is_not_called_twice(
         tools=_counter(), faults=Faults(script=[fault]), faulty_routes=("/add",)
     ) as server:
         async with (
-            _client(server, tool_timeout_s=0.3) as gym,
+            _client(server, tool_timeout_s=0.3 if fault == "slow" else 60.0) as gym,
             gym.session(make_row()) as session,
         ):
             (answer,) = await answer_calls(session, [_call("add", {"count": 1})], failures=failures)
@@ -122,7 +122,10 @@ async def test_a_tool_that_fails_is_an_observation_and_is_not_called_twice(
         calls = [route for route, _ in server.behaviour.requests if route == "/add"]
     assert "error" in json.loads(answer["content"])
     assert failures == {kind: 1}
-    assert len(calls) == 1
+    if fault == "slow":  # a busy machine may not get to send it in time
+        assert len(calls) <= 1
+    else:
+        assert len(calls) == 1
     assert reward.valid
 
 

@@ -147,7 +147,8 @@ def tamper(session: Any) -> None:
     """What a broken proxy does: the signature no longer fits."""
     cookies = session._jar._cookies
     for name in cookies:
-        cookies[name] = cookies[name][:-2] + "xx"
+        value = cookies[name]
+        cookies[name] = value[:-2] + ("A" if value[-2] != "A" else "B") + value[-1]
 
 
 async def test_two_sessions_at_once_do_not_mix(nemo_gym_server: Any, quick_config: Any) -> None:
