@@ -323,8 +323,11 @@ async def test_a_cancelled_call_ends_upstream() -> None:
     async with engine(server) as connected:
         await connected.info()
         server.token_s = 0.02
+        before = len(server.generations)
         task = asyncio.create_task(connected.generate(chat_call()))
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(60):
+            while len(server.generations) == before:  # noqa: ASYNC110 (a list makes no noise)
+                await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -332,7 +335,7 @@ async def test_a_cancelled_call_ends_upstream() -> None:
         async for _ in stream:
             break
         await stream.aclose()
-        for _ in range(1000):
+        for _ in range(6000):
             if server.left == 2:
                 break
             await asyncio.sleep(0.01)

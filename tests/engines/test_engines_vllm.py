@@ -145,6 +145,18 @@ async def test_an_answer_aborted_in_flight_says_so(server_url: str) -> None:
 async def test_a_cancelled_call_leaves_nothing_running(server_url: str) -> None:
     call = EngineCall(PROMPT, {"max_tokens": 1500, "ignore_eos": True}, chat=ChatContext(MESSAGES))
     async with engine(server_url) as connected, aiohttp.ClientSession() as session:
+
+        async def metric(name: str) -> float:
+            async with session.get(f"{server_url}/metrics") as reply:
+                lines = (await reply.text()).splitlines()
+            return sum(float(x.split()[-1]) for x in lines if x.startswith(f"vllm:{name}{{"))
+
+        async def reaches(running: int) -> None:
+            async with asyncio.timeout(60):
+                while await metric("num_requests_running") != running:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+
+        before = await metric("generation_tokens_total")
         pieces: list[Delta] = []
         stream = connected.stream(call)
         async for delta in stream:
@@ -152,16 +164,11 @@ async def test_a_cancelled_call_leaves_nothing_running(server_url: str) -> None:
             break
         await stream.aclose()
         task = asyncio.create_task(connected.generate(call))
-        await asyncio.sleep(0.5)
+        await reaches(1)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        for _ in range(100):
-            async with session.post(f"{server_url}/abort_requests", json={}) as reply:
-                running = (await reply.json())["aborted"]
-            if not running:
-                break
-            await asyncio.sleep(0.1)
-        assert running == 0
+        await reaches(0)
+        assert await metric("generation_tokens_total") - before < 2 * 1500
 
 
 async def test_vllms_refusals_come_with_its_reason(server_url: str) -> None:
