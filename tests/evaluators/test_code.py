@@ -106,7 +106,7 @@ def test_exhausting_programs_are_wrong_and_not_invalid() -> None:
         "while True: print('x' * 10_000)",
         "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
     ):
-        assert value(graded(program, PRINTED, cpu_s=1, output_kb=64)) == 0.0
+        assert value(graded(program, PRINTED, cpu_s=1, wall_s=300, output_kb=64)) == 0.0
 
 
 def test_the_share_of_passed_tests_is_the_reward_where_told_so() -> None:

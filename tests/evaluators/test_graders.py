@@ -172,7 +172,7 @@ def test_any_text_names_one_option_or_none(text: str, extract: str) -> None:
 @pytest.fixture(scope="module")
 def maths() -> Any:
     """One pool of workers for all: (row, answer) pairs to rewards."""
-    evaluator = Plugins().evaluator("math", {"cpu_s": 2, "workers": 2})
+    evaluator = Plugins().evaluator("math", {"cpu_s": 5, "workers": 2})
 
     def ask(*pairs: tuple[str, str]) -> list[Reward]:
         async def all_of_them() -> list[Reward]:
@@ -222,12 +222,9 @@ def test_equal_answers_are_right_and_others_wrong(maths: Any) -> None:
 
 
 def test_an_answer_too_costly_to_compare_has_no_verdict_and_hangs_nobody(maths: Any) -> None:
-    costly = [
-        ("42", "\\boxed{9^{9^{9^{9}}}}"),
-        ("42", "\\boxed{" + "(" * 1900 + "1" + ")" * 1900 + "}"),
-    ]
-    *rewards, fine = maths(*costly, ("42", "\\boxed{6 \\cdot 7}"))
-    for reward in rewards:
+    power, fine = maths(("42", "\\boxed{9^{9^{9^{9}}}}"), ("42", "\\boxed{6 \\cdot 7}"))
+    nest = "\\boxed{" + "(" * 1900 + "1" + ")" * 1900 + "}"
+    for reward in (power, judged("math", {"expected_answer": "42"}, nest, cpu_s=1)):
         assert not reward.valid
         assert reward.fault is Fault.DATA  # asking again will not help
         assert "CPU time" in reward.detail or "too large" in reward.detail
