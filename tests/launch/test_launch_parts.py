@@ -198,7 +198,7 @@ def test_the_watch_reports_a_component_that_died(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", code])
     try:
         watch = processes.ComponentWatch(psutil.Process().pid, ("LoadBearingActor",))
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while watch.poll() == [] and not watch._seen and time.monotonic() < deadline:
             time.sleep(0.05)
         assert watch.peak_mb > 1

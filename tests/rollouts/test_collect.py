@@ -24,7 +24,7 @@ def no_tokenizer(name: str) -> Any:
     raise AssertionError(f"nobody needs the tokenizer of {name} here")
 
 
-QUICK = Pace(concurrency=8, attempts=3, backoff_s=0.001, timeout_s=20.0)
+QUICK = Pace(concurrency=8, attempts=3, backoff_s=0.001, timeout_s=120.0)
 
 
 def agent_answer(_session: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ async def test_an_invalid_reward_is_a_failure_with_its_reason_and_never_a_row(
     faults = Faults(script=[FaultKind.NAN, FaultKind.MISSING_REWARD, FaultKind.STATUS_422])
     async with GymServer(agent(faults=faults)) as server:
         runs = Runs(tmp_path, server.url)
-        summary = await runs.run(Pace(1, 1, timeout_s=20.0))
+        summary = await runs.run(Pace(1, 1, timeout_s=120.0))
         assert summary["failed"] == {"non_finite": 1, "missing_reward": 1, "bad_row": 1}
         failures = read_lines(failures_path(runs.output))
         assert [index_of(row) for row in failures] == [(0, 0), (1, 0), (2, 0)]
@@ -149,8 +149,10 @@ async def test_a_rollout_that_never_ends_fails_at_its_deadline(tmp_path: Path) -
     async with GymServer(agent(faults=slow)) as server:
         runs = Runs(tmp_path, server.url, rows=3)
         summary = await runs.run(Pace(1, 1, timeout_s=0.3))
-    assert summary["done"] == 2
-    assert set(summary["failed"]) <= {"rollout_timeout", "timeout"}
+        assert summary["failed"]  # one, or more on a busy machine
+        assert set(summary["failed"]) <= {"rollout_timeout", "timeout"}
+        assert summary["done"] + sum(summary["failed"].values()) == 3
+        assert (await runs.run(retry_failed=True))["done"] == 3
 
 
 async def test_bad_input_and_absent_servers_are_told_before_anything_is_written(
@@ -254,7 +256,7 @@ def test_kill_minus_nine_at_any_moment_loses_no_row_and_doubles_none(tmp_path: P
     index = tmp_path / "killed.jsonl.index"
     with flaky_agent() as url:
         with collecting(url, source, whole) as run:
-            said = run.communicate(timeout=100)[0]
+            said = run.communicate(timeout=300)[0]
             assert run.returncode == 0, said
         for _ in range(3):
             grown = index.stat().st_size if index.exists() else 0
@@ -263,7 +265,7 @@ def test_kill_minus_nine_at_any_moment_loses_no_row_and_doubles_none(tmp_path: P
                 time.sleep(chance.uniform(0, 0.05))
                 run.send_signal(signal.SIGKILL)
         with collecting(url, source, killed) as run:
-            said = run.communicate(timeout=100)[0]
+            said = run.communicate(timeout=300)[0]
             assert run.returncode == 0, said
     assert "of them before" in said
     assert killed.read_bytes() == whole.read_bytes()
@@ -275,7 +277,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path: Path) -> None:
     with flaky_agent() as url, collecting(url, source, output) as run:
         wait_for_growth(run, tmp_path / "out.jsonl.index", 0)
         run.send_signal(signal.SIGINT)
-        said = run.communicate(timeout=30)[0]
+        said = run.communicate(timeout=300)[0]
     assert run.returncode == 130, said
     assert "the same command goes on with it" in said
     assert "Traceback" not in said

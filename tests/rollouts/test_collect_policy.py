@@ -28,7 +28,7 @@ from tests.json_lines import read_lines, write_lines
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"n": 2}}\n</tool_call>'
 TOOLS = [{"type": "function", "name": "add", "parameters": {"type": "object", "properties": {}}}]
-QUICK = Pace(concurrency=4, attempts=2, backoff_s=0.001, timeout_s=20.0)
+QUICK = Pace(concurrency=4, attempts=2, backoff_s=0.001, timeout_s=120.0)
 
 
 def two_calls_then_an_answer(prompt: list[int]) -> str:
@@ -62,7 +62,7 @@ async def collect(
 ) -> dict[str, Any]:
     with (folder / "said.txt").open("a") as said:
         run = CollectRun(
-            PlayConfig(policy_wait_s=5.0, **play),
+            PlayConfig(**{"policy_wait_s": 60.0, **play}),
             lambda _name: ByteTokenizer(),
             pace,
             rows,
@@ -84,7 +84,7 @@ async def gateway_before(engine: str) -> AsyncIterator[str]:
             uvicorn.Config(app, port=0, log_level="error", lifespan="off", timeout_keep_alive=30)
         )
         task = asyncio.create_task(server.serve())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not server.started:  # noqa: ASYNC110 (uvicorn has no event for it)
                 await asyncio.sleep(0.01)
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
@@ -190,8 +190,9 @@ async def test_an_engine_that_fails_now_and_then_costs_no_row(tmp_path: Path) ->
 async def test_nobody_at_the_policys_url_is_told_in_time(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", 1)
     async with GymServer(Behaviour(rewards=0.5)) as gym:
+        nobody = {"policy": "http://127.0.0.1:9", "policy_wait_s": 1.0}
         with pytest.raises(EngineError, match=r"127\.0\.0\.1:9"):
-            await collect(tmp_path, rows, policy="http://127.0.0.1:9", gym=gym.url)
+            await collect(tmp_path, rows, gym=gym.url, **nobody)
         async with VllmServer("Four.") as engine:  # and a mended URL needs no further word
             await collect(tmp_path, rows, policy=engine.url, gym=gym.url)
     with pytest.raises(ConfigError, match="starts with http"):

@@ -21,7 +21,7 @@ from rlbridge.testing import (
 from rlbridge.testing.behaviour import Answer
 from tests.json_lines import read_lines, write_lines
 
-QUICK = Pace(concurrency=4, attempts=2, backoff_s=0.001, timeout_s=20.0)
+QUICK = Pace(concurrency=4, attempts=2, backoff_s=0.001, timeout_s=120.0)
 
 
 def rollout(number: int, text: str, **fields: Any) -> dict[str, Any]:
