@@ -1,7 +1,9 @@
 """A real vLLM server on this machine's CPU, for the time of a `with` block."""
 
 import asyncio
+import contextlib
 import os
+import random
 import runpy
 import signal
 import socket
@@ -40,7 +42,7 @@ class Server:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def wait(self, timeout_s: float = 300) -> None:
+    def wait(self, timeout_s: float = 600) -> None:
         """Return once it answers; raise with the end of its log if it never will."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -56,10 +58,16 @@ class Server:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 that nobody listens on now.
+
+    Below those that the kernel gives to whoever asks for any: Ray and vLLM take dozens of these
+    while they start, and one may be taken between this and its use.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_768), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port of 127.0.0.1 from 20000 to 32767 is free")
 
 
 @contextmanager

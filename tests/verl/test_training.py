@@ -35,7 +35,8 @@ def test_a_gym_killed_and_restarted_and_a_bad_row_cost_no_run_and_invent_no_rewa
     # Two to validate on, of which one can't be judged either.
     write_lines(tmp_path / "held_out", [sums[0], sums[bad]])
     validation = [f"data.validation={tmp_path / 'held_out'}", "trainer.validate_every=5"]
-    run = training(f"gym.url={gym.url}", f"trainer.steps={steps}", *validation)
+    patient = ["gym.outage_patience_s=300", "gym.total_timeout_s=600"]  # a slow machine's start
+    run = training(f"gym.url={gym.url}", f"trainer.steps={steps}", *validation, *patient)
     run.wait_for(lambda: run.steps() >= 2)
     assert run.listening_beyond_loopback() == []
     gym.kill()
