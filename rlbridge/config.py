@@ -123,9 +123,12 @@ def nearest(name: str, known: list[str]) -> str | None:
 
 
 def _explain(model: type[BaseModel], item: Any) -> str:
-    path = ".".join(str(part) for part in item["loc"]) or "(top level)"
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "model_type":
+        return f"{path}: must be a mapping of keys: {', '.join(_fields_at(model, item['loc']))}"
     if item["type"] != "extra_forbidden":
-        return f"{path}: {item['msg']}"
+        message = item["msg"].removeprefix("Value error, ")
+        return f"{path}: {message}" if path else message
     known = _fields_at(model, item["loc"][:-1])
     guess = nearest(str(item["loc"][-1]), known)
     hint = f"did you mean {guess!r}?" if guess else "known keys: " + ", ".join(sorted(known))

@@ -138,11 +138,19 @@ class Plugins:
             ConfigError: no plugin adds an evaluator of that name.
             FrameworkMissingError: it needs what isn't installed; the message holds the command.
         """
-        if name not in self._evaluators:
-            raise ConfigError(self._unknown("evaluator", name, self.evaluator_names()))
+        self.require_evaluator(name)
         spec, _ = self._evaluators[name]
         _refuse_missing("evaluator", spec)
         return spec
+
+    def require_evaluator(self, name: str) -> None:
+        """See that an evaluator has this name, usable here or not.
+
+        Raises:
+            ConfigError: no plugin adds one.
+        """
+        if name not in self._evaluators:
+            raise ConfigError(self._unknown("evaluator", name, self.evaluator_names()))
 
     def evaluator(self, name: str, options: Mapping[str, Any] | None = None) -> Evaluator:
         """Make the evaluator `name`; whoever asks for it closes it.

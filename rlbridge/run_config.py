@@ -4,6 +4,7 @@ A framework's plugin compiles it into the framework's own config; the section na
 framework (`verl:`, `nemo_rl:`) holds native overrides, which win over everything compiled.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -201,26 +202,66 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             value is wrong.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = _plain(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise ConfigError(f"can't read the config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text: {error}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections, not {type(data).__name__}")
+        found = "nothing" if data is None else f"a {type(data).__name__}"
+        raise ConfigError(
+            f"{path} must hold a mapping of sections (policy, data, ...), not {found}"
+        )
     for override in overrides:
         _apply(data, override)
-    return RunConfig.parse(data, where=str(path))
+    where = f"{path}, with the overrides" if overrides else str(path)
+    return RunConfig.parse(data, where=where)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with each key once, and floats as people write them (1e-6 is text in YAML 1.1)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; of a key that is there twice YAML drops the first, and nobody hears of it."""
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def _plain(text: str, where: str) -> Any:
+    """What a YAML text holds.
+
+    Raises:
+        ConfigError: it is no YAML, or has a key twice; with its line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{where}{line} is not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {error}") from error
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} must look like key.path=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
+    value = _plain(text, f"override {override!r}: the value")
     *sections, last = key.split(".")
     target: Any = data
     for depth, section in enumerate(sections):

@@ -52,7 +52,11 @@ def refuse(config: RunConfig) -> None:
         ConfigError: naming the key.
     """
     rules = (
-        (bool(config.verl), "verl: verl's native keys mean nothing to NeMo-RL; remove the section"),
+        (
+            bool(config.verl),
+            "verl: verl's native keys mean nothing to NeMo-RL; remove the section, or run it with "
+            "--framework verl",
+        ),
         (
             config.trainer.device == "cpu",
             "trainer.device=cpu: NeMo-RL trains and samples on GPUs only; use --framework verl",

@@ -66,7 +66,11 @@ def refuse(config: RunConfig) -> None:
     packed = next((p for p in (data.train, data.validation) if p and p.suffix in _PACKED), None)
     has_kl = config.algorithm.kl_coef > 0
     rules = (
-        (config.verl, "verl: verl's native keys mean nothing to NeMo-RL; remove the section"),
+        (
+            config.verl,
+            "verl: verl's native keys mean nothing to NeMo-RL, and verl has no such run; remove "
+            "the section",
+        ),
         (data.mix, f"data.mix: {name} takes one file; join them with `rlbridge transform`"),
         (data.prompt, f"data.prompt: rows for {name} hold whole conversations; remove it"),
         (

@@ -25,7 +25,10 @@ def refuse(config: RunConfig) -> None:
 
 def _refuse_other_trainers(config: RunConfig) -> None:
     if config.nemo_rl:
-        raise ConfigError("nemo_rl: native NeMo-RL keys mean nothing to verl; remove the section")
+        raise ConfigError(
+            "nemo_rl: native NeMo-RL keys mean nothing to verl; remove the section, or run it with "
+            "--framework nemo_rl"
+        )
     if config.algorithm.name != "grpo":
         raise ConfigError(
             f"algorithm.name={config.algorithm.name}: rlbridge launches GRPO with verl; use "

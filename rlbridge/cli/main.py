@@ -13,7 +13,6 @@ from rlbridge.errors import RLBridgeError
 
 app = typer.Typer(
     name="rlbridge",
-    help="Plug any verifiable environment into any RL trainer.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -40,7 +39,16 @@ def _root(
         False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    """Plug any verifiable environment into any RL trainer."""
+    """Plug any verifiable environment into any RL trainer.
+
+    What this machine can train and judge with, what a run would be, and the run:
+
+        rlbridge plugins
+
+        rlbridge run --config run.yaml --dry-run
+
+        rlbridge run --config run.yaml
+    """
 
 
 def main() -> None:

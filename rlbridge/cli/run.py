@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rlbridge.hookspecs import NativeRun
+    from rlbridge.plugins import Plugins
     from rlbridge.run_config import RunConfig
 
 INTERRUPTED = 130
@@ -20,8 +21,8 @@ INTERRUPTED = 130
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="Config overrides by dotted path: trainer.steps=10",
+        metavar="KEY=VALUE",
+        help="Keys of the config by dotted path, values in YAML: trainer.steps=10",
         show_default=False,
     ),
 ]
@@ -55,11 +56,23 @@ def run(
     Leaves metrics.jsonl, summary.json, a picture (reward.png or loss.png) and the record of every
     reward in the run's output_dir.
 
+    A config names at least a policy, rewards and rows (all keys: docs/reference/config.md):
+
+        policy: {path: models/Qwen2.5-1.5B-Instruct}
+
+        gym: {serve: math}
+
+        data: {train: rows.jsonl, prompt: generic/math}
+
+    The same file runs on every framework; a key that one can't honour is an error.
+
         rlbridge run --config examples/demo.yaml
 
         rlbridge run --config examples/demo.yaml --gym-url http://127.0.0.1:8000 trainer.steps=10
 
         rlbridge run --config examples/demo.yaml verl.actor_rollout_ref.actor.clip_ratio=0.3
+
+        rlbridge run --framework nemo_rl --config examples/nemo_rl/math.yaml --dry-run
 
     Exit status: 0 when all steps are done, 1 when the run stopped, 130 on Ctrl-C.
     """
@@ -70,7 +83,9 @@ def run(
     from rlbridge.run_config import load_run_config
 
     loaded = load_run_config(config, _changes(overrides or [], gym_url, resume))
-    backend = Plugins().backend(framework)
+    plugins = Plugins()
+    _check_served(plugins, loaded.gym.serve)
+    backend = plugins.backend(framework)
     output = loaded.trainer.output_dir
     if dry_run:
         _print_native(backend.compile(loaded, output), loaded.gym.serve)
@@ -85,6 +100,15 @@ def run(
         console.print("stopped on request; everything this run started was ended")
         sys.exit(INTERRUPTED)
     _tell(summary, output, console)
+
+
+def _check_served(plugins: "Plugins", name: str | None) -> None:
+    """A wrong name shows now, not when the server is started."""
+    try:
+        if name is not None:
+            plugins.require_evaluator(name)
+    except ConfigError as error:
+        raise ConfigError(f"gym.serve: {error}") from error
 
 
 def _changes(overrides: list[str], gym_url: str | None, resume: bool) -> list[str]:

@@ -61,6 +61,10 @@ def test_the_near_name_of_a_plugin_is_told() -> None:
         (["run", "--config", "no-such.yaml"], "can't read the config no-such.yaml"),
         (["run", "--config", "examples/demo.yaml", "trainer.stepz=1"], "did you mean 'steps'"),
         (["run", "--config", "examples/demo.yaml", "-f", "verrl"], "did you mean 'verl'"),
+        (
+            ["run", "--config", "examples/demo.yaml", "--dry-run", "gym.serve=mathe"],
+            "gym.serve: no evaluator named 'mathe'; did you mean 'math'?",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_status_1(arguments: list[str], words: str) -> None:

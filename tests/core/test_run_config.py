@@ -42,6 +42,8 @@ def test_an_override_reaches_a_nested_key_and_keeps_its_type(good: Path) -> None
         ("policy.path.deep=1", "policy.path is a value, not a section"),
         ("trainer.steps=[", "not YAML"),
         ("rollout.samples_per_prompt=1", "rollout.samples_per_prompt"),
+        ("trainer=3", "run.yaml, with the overrides: trainer: must be a mapping of keys: steps, "),
+        ("gym.url=foo", "gym: a Gym URL starts with"),
     ],
 )
 def test_a_wrong_override_is_refused_by_name(good: Path, override: str, words: str) -> None:
@@ -51,7 +53,13 @@ def test_a_wrong_override_is_refused_by_name(good: Path, override: str, words: s
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("- a\n", "must hold a mapping"), ("a: [", "not YAML"), (None, "can't read")],
+    [
+        ("- a\n", r"must hold a mapping of sections \(policy, data, ...\), not a list"),
+        ("", "not nothing"),
+        ("\n\na: [", "run.yaml:3 is not YAML: expected the node content"),
+        ("a: {b: 1}\nc: 2\na: {d: 1}\n", "run.yaml:3 is not YAML: the key 'a' is there twice"),
+        (None, "can't read"),
+    ],
 )
 def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str | None, words: str) -> None:
     path = tmp_path / "run.yaml"
@@ -59,6 +67,13 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str | None, w
         path.write_text(text)
     with pytest.raises(ConfigError, match=words):
         load_run_config(path)
+
+
+def test_floats_without_a_point_are_numbers_in_native_keys_too(good: Path) -> None:
+    good.write_text(GOOD + "verl: {lr: 1e-6, eps: 2.5E+3, name: 1e-6b, hex: '1e5'}\n")
+    config = load_run_config(good, ["nemo_rl.policy.lr=3e-7"])
+    assert config.verl == {"lr": 1e-6, "eps": 2500.0, "name": "1e-6b", "hex": "1e5"}
+    assert config.nemo_rl == {"policy": {"lr": 3e-7}}
 
 
 def test_flatten_joins_keys_with_dots_and_keeps_empty_mappings() -> None:
