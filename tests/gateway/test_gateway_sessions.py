@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -235,14 +235,20 @@ async def test_equal_requests_are_samples_of_one_call_and_the_used_one_is_traine
     assert len(built.sequences) == 1
 
 
+async def until(happened: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not happened():  # noqa: ASYNC110 (counters make no noise)
+            await asyncio.sleep(0.01)
+
+
 async def test_a_retry_joins_the_call_that_is_still_on_its_way(
     gateway: Gateway, engine: ScriptedEngine
 ) -> None:
     engine.gate = asyncio.Event()
     first = asyncio.create_task(ask(gateway, [ASK]))
-    await asyncio.sleep(0.01)
+    await until(lambda: bool(engine.calls))
     second = asyncio.create_task(ask(gateway, [ASK], Caller("s", "", 1)))
-    await asyncio.sleep(0.01)
+    await until(lambda: gateway.in_flight == 2)
     first.cancel()  # the client gave up on it; its retry waits on
     await asyncio.sleep(0.01)
     engine.gate.set()
@@ -255,12 +261,11 @@ async def test_a_client_that_goes_away_ends_its_call_upstream(engine: ScriptedEn
     engine.gate = asyncio.Event()
     gateway = Gateway(engine, TOKENIZER)
     async with serving(gateway) as url, httpx.AsyncClient() as http:
-        with pytest.raises(httpx.ReadTimeout):
-            await http.post(f"{url}/s/s/v1/chat/completions", json={"messages": [ASK]}, timeout=0.3)
-        for _ in range(100):
-            if engine.left:
-                break
-            await asyncio.sleep(0.05)
+        body = {"messages": [ASK]}
+        leaving = asyncio.create_task(http.post(f"{url}/s/s/v1/chat/completions", json=body))
+        await until(lambda: bool(engine.calls))
+        leaving.cancel()
+        await until(lambda: engine.left == 1 and not gateway.in_flight)
     assert engine.left == 1
     assert gateway.in_flight == 0
 
@@ -275,10 +280,7 @@ async def test_a_client_that_leaves_a_stream_ends_its_call_upstream(
         async with http.stream("POST", f"{url}/s/s/v1/completions", json=body) as reply:
             async for _ in reply.aiter_lines():
                 break
-        for _ in range(100):
-            if engine.left and not gateway.in_flight:
-                break
-            await asyncio.sleep(0.05)
+        await until(lambda: bool(engine.left) and not gateway.in_flight)
         assert (await http.get(f"{url}/s/s/rollout")).json()["calls"] == 0
     assert engine.left == 1
     assert gateway.in_flight == 0
