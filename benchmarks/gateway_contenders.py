@@ -85,7 +85,7 @@ def running_gateway(
             )
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
 
 
 @contextlib.contextmanager
@@ -95,7 +95,9 @@ def running_nemo_gym_model(upstream: str, model: str) -> Iterator[Contender]:
         yield Contender("nemo_gym", url, pid, lambda _session: "/v1/chat/completions", {})
 
 
-def _wait(process: "subprocess.Popen[bytes]", ready: Path, log: Path, timeout_s: float = 60) -> str:
+def _wait(
+    process: "subprocess.Popen[bytes]", ready: Path, log: Path, timeout_s: float = 300
+) -> str:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if ready.exists():
