@@ -101,10 +101,10 @@ def ours(name: str) -> Callable[[Path, Path], None]:
 
     def work(source: Path, out: Path) -> None:
         from rlbridge.transforms import dpo, grpo, sft
-        from rlbridge.transforms.harvest import worthwhile_workers
         from rlbridge.transforms.pairs import Pairing
         from rlbridge.transforms.pipeline import transform
         from rlbridge.transforms.selection import Selection
+        from rlbridge.transforms.workers import worthwhile_workers
 
         workers = worthwhile_workers([source])
         if name == "grpo":
@@ -181,7 +181,7 @@ def child(name: str, source: Path, out: Path) -> None:
         import rlbridge.transforms.dpo
         import rlbridge.transforms.grpo
         import rlbridge.transforms.sft  # noqa: F401
-        from rlbridge.transforms.harvest import worthwhile_workers
+        from rlbridge.transforms.workers import worthwhile_workers
 
         workers = worthwhile_workers([source])
     started, before = time.perf_counter(), sum(os.times()[:4])

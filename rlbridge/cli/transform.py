@@ -230,8 +230,8 @@ def _work(
     inputs: list[Path], output: Path, max_bad: str, workers: int | None, quiet: bool
 ) -> "Iterator[dict[str, Any]]":
     """The rejects file, the processes and the progress bar of a job."""
-    from rlbridge.transforms.harvest import worthwhile_workers
     from rlbridge.transforms.rejects import Rejects
+    from rlbridge.transforms.workers import worthwhile_workers
 
     check_inputs(inputs)
     if output.resolve() in [path.resolve() for path in inputs]:

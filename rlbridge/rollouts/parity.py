@@ -67,7 +67,8 @@ def compare(lines: Reader, convert: Convert, tokenizer: Any, *, ends: Iterable[i
     found, ends = Parity(), frozenset(ends)
     for line in lines:
         try:
-            record = orjson.loads(convert(line.row).body)
+            _, body, _ = convert(line.row)
+            record = orjson.loads(body)
             turns = gym.turns_from_response({"output": output_of(line.row)})
         except SkippedRowError:
             found.skipped += 1

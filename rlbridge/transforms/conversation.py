@@ -28,21 +28,16 @@ class Prompt:
     Attributes:
         messages: the same.
         written: the messages as `orjson` writes them, the same for the same prompt.
+        plain: whether they are a user's one message, of text and no more.
     """
 
-    __slots__ = ("_text", "messages", "written")
+    __slots__ = ("messages", "plain", "written")
 
     def __init__(self, messages: list[Message]) -> None:
         self.messages = messages
         self.written = orjson.dumps(messages)
-        self._text: bytes | None = None
-
-    @property
-    def text(self) -> bytes:
-        """The JSON string of a prompt that is one user message with text; empty for any other."""
-        if self._text is None:
-            self._text = plain_text(self.written, self.messages)
-        return self._text
+        one = len(messages) == 1 and len(messages[0]) == 2
+        self.plain = one and self.written.startswith(_PLAIN)
 
 
 class Prompts:
@@ -232,15 +227,6 @@ def _last_transition(states: list[Any]) -> list[Any]:
     return whole
 
 
-def plain_text(prompt: bytes, messages: list[Message]) -> bytes:
-    """The JSON string of a prompt that is one user message with text, cut out of its JSON.
-
-    Args:
-        prompt: the messages as `orjson` writes them.
-        messages: the messages.
-
-    Returns:
-        Nothing where the prompt is more than that.
-    """
-    plain = len(messages) == 1 and len(messages[0]) == 2 and prompt.startswith(_PLAIN)
-    return prompt[len(_PLAIN) - 1 : -2] if plain else b""
+def plain_text(written: bytes) -> bytes:
+    """The JSON string of a plain prompt's text, cut out of the prompt as it is written."""
+    return written[len(_PLAIN) - 1 : -2]

@@ -36,7 +36,6 @@ from rlbridge.transforms.writing import named_beside
 Format = Literal["simple", "openai", "preference"]
 
 _PAIRS_AT_ONCE: Final = 4096
-_ONE: Final = [{"role": "user", "content": ""}]
 
 
 def job(
@@ -96,8 +95,7 @@ def transform(job: Job, pairing: Pairing, format: Format = "simple") -> Report: 
 def _simple(prompts: Prompts, row: Row) -> Piece:
     said = conversation_of(row, prompts)
     answer = orjson.dumps(single_answer(said.completion))
-    prompt = said.prompt
-    return Piece(prompt.written, answer, bool(prompt.text))
+    return said.prompt.written, answer, said.prompt.plain
 
 
 def _messages(prompts: Prompts, row: Row) -> Piece:
@@ -108,7 +106,7 @@ def _messages(prompts: Prompts, row: Row) -> Piece:
     while messages[-1]["role"] != "assistant":
         messages.pop()
     tools = b',"tools":' + orjson.dumps(said.tools) if said.tools else b""
-    return Piece(said.prompt.written + tools, orjson.dumps(messages))
+    return said.prompt.written + tools, orjson.dumps(messages), False
 
 
 def _records(
@@ -131,7 +129,7 @@ def _records(
     while some := list(islice(pairs, _PAIRS_AT_ONCE)):
         texts = spool.pieces(*_places(index, np.array(some, dtype=np.int64)))
         for prompt, better, worse in zip(texts, texts, texts, strict=True):
-            asked = plain_text(prompt, _ONE) if plain else prompt
+            asked = plain_text(prompt) if plain else prompt
             yield b"".join((first, asked, before, better, middle, worse, after))
         written += len(some)
         report.written[str(path)] = written

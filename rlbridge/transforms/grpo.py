@@ -139,16 +139,17 @@ def truth_of(row: Row, name: str | None) -> str:
 def _simple(ground_truth: str | None, prompts: Prompts, row: Row) -> Piece:
     said = conversation_of(row, prompts)
     prompt = said.prompt
-    asked = prompt.text or orjson.dumps(prompt_text(prompt.messages))
-    answer = orjson.dumps(completion_text(said.completion))
-    truth = orjson.dumps(truth_of(row, ground_truth))
-    line = (b'{"input":', asked, b',"output":', answer, b',"ground_truth":', truth, b"}\n")
-    return Piece(prompt.written, b"".join(line))
+    record = {
+        "input": prompt_text(prompt.messages),
+        "output": completion_text(said.completion),
+        "ground_truth": truth_of(row, ground_truth),
+    }
+    return prompt.written, orjson.dumps(record, option=_LINE), prompt.plain
 
 
 def _gym(row: Row) -> Piece:
     prompt = orjson.dumps(prompt_of(row, _PROMPT_STYLE))
-    return Piece(prompt, orjson.dumps(dataset_row(row), option=_LINE))
+    return prompt, orjson.dumps(dataset_row(row), option=_LINE), False
 
 
 def _verl(ground_truth: str | None) -> Convert:
@@ -173,7 +174,7 @@ def _verl(ground_truth: str | None) -> Convert:
             "extra_info": {"index": next(index)},
             "gym_row": orjson.dumps(dataset_row(row)).decode(),
         }
-        return Piece(orjson.dumps(prompt), orjson.dumps(record, option=_LINE))
+        return orjson.dumps(prompt), orjson.dumps(record, option=_LINE), False
 
     return convert
 

@@ -22,6 +22,7 @@ from rlbridge.transforms.rejects import Rejects
 from rlbridge.transforms.rewards import Spread
 from rlbridge.transforms.selection import Selection, choose
 from rlbridge.transforms.spool import Index, Spool, full_disk_explained
+from rlbridge.transforms.workers import harvested_in_workers, is_plain
 from rlbridge.transforms.writing import (
     Outputs,
     check_output,
@@ -45,8 +46,9 @@ class Job:
         needs_reward: whether a row without a valid reward is left out even without thresholds.
         keeps_prompts: whether prompts are wanted apart from what `convert` makes of a row.
         numbers_rows: whether `convert` numbers the rows, so that one process must see all.
-        workers: processes that convert plain JSON lines; more than 1 start anew and import the
-            main module, which so must do its work under `if __name__ == "__main__"`.
+        workers: processes that convert plain JSON lines; one does where a file is packed. More
+            than 1 start anew and import the main module, which so must do its work under
+            `if __name__ == "__main__"`.
         schema: of a Parquet output; None infers one.
         options: everything else worth noting in the sidecar.
         rejects: takes bad rows.
@@ -171,9 +173,9 @@ def harvest(job: Job, spool: Spool, report: Report) -> npt.NDArray[np.float64]:
     lasting = job.selection.validation > 0
     rule = Rule(job.convert, job.selection, job.needs_reward, lasting, job.keeps_prompts)
     rewards = array("d")
-    with closing(
-        harvested(job.inputs, rule, spool.folder, job.rejects, job.progress, workers)
-    ) as parts:
+    args = (job.inputs, rule, spool.folder, job.rejects, job.progress)
+    several = workers > 1 and all(map(is_plain, job.inputs))
+    with closing(harvested_in_workers(*args, workers) if several else harvested(*args)) as parts:
         for part in parts:
             spool.add(part.stretch)
             rewards.extend(part.rewards)

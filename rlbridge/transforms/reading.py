@@ -9,13 +9,16 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import orjson
 
 from rlbridge.contracts import wire
 from rlbridge.errors import ConfigError
 from rlbridge.transforms.rejects import BadRowError, Rejects
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 Row = dict[str, Any]
 
@@ -77,13 +80,7 @@ class Reader:
         self.rejects = rejects if rejects is not None else Rejects(allowed_share=0.0)
         self.lines = 0
         self.bytes_read = 0
-        self._position = 0
         self._progress = progress
-
-    @property
-    def bytes_total(self) -> int:
-        """The size of all files as they lie on disk."""
-        return sum(path.stat().st_size for path in self.paths if path.exists())
 
     def __iter__(self) -> Iterator[Line]:
         for path in self.paths:
@@ -101,13 +98,8 @@ class Reader:
         self.rejects.add(line.path, line.number, line.offset, error, text, lines=self.lines)
 
     def _lines(self, path: Path) -> Iterator[Line]:
-        with path.open("rb", buffering=_BUFFER) as packed:
-            stream = open_unpacked(path, packed)
-            for line in self.parse(stream, path):
-                yield line
-                if not line.number & 0x3FF:
-                    self._report(packed.tell())
-            self._report(packed.tell(), done=True)
+        with io.BufferedReader(_Watched(path, self._report), _BUFFER) as packed:
+            yield from self.parse(open_unpacked(path, packed), path)
 
     def parse(self, stream: Iterable[bytes], path: Path, offset: int = 0) -> Iterator[Line]:
         """The rows of some lines of a file.
@@ -153,7 +145,7 @@ class Reader:
         except BadRowError as bad:
             self._bad(path, number, offset, text, bad)
             return None
-        except ValueError:
+        except (ValueError, RecursionError):  # nested deeper than either reads
             cut = "" if text.endswith(b"\n") else "; the file was cut short here"
             reason = BadRowError(f"not JSON: {error}{cut}", kind="not JSON")
             self._bad(path, number, offset, text, reason)
@@ -165,7 +157,7 @@ class Reader:
 
     def _parquet(self, path: Path) -> Iterator[Line]:
         parquet = _pyarrow_parquet()
-        number = 0
+        number = told = 0
         size = path.stat().st_size
         with parquet.ParquetFile(path) as file:
             total = file.metadata.num_rows
@@ -178,16 +170,29 @@ class Reader:
                     except BadRowError as error:
                         text = orjson.dumps(row, default=str)
                         self._bad(path, number, -1, text, error)
-                self._report(size * number // max(total, 1))
-        self._report(size, done=True)
+                position = size * number // total
+                self._report(position - told)
+                told = position
+        self._report(size - told)
 
-    def _report(self, position: int, *, done: bool = False) -> None:
-        """Tell how far into the current file the reading is."""
-        before = self._position
-        self.bytes_read += position - before
-        self._position = 0 if done else position
-        if self._progress is not None and position > before:
-            self._progress(position - before)
+    def _report(self, count: int) -> None:
+        """Tell that so many bytes more were read."""
+        self.bytes_read += count
+        if self._progress is not None and count:
+            self._progress(count)
+
+
+class _Watched(io.FileIO):
+    """A file that tells how much is read of it; asking where it stands once a line costs more."""
+
+    def __init__(self, path: Path, told: Callable[[int], None]) -> None:
+        super().__init__(path)
+        self._told = told
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        count = super().readinto(buffer)
+        self._told(count)
+        return count
 
 
 def read_row(path: Path, offset: int) -> Row:

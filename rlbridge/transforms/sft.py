@@ -9,7 +9,7 @@ Formats:
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import orjson
 
@@ -23,6 +23,8 @@ from rlbridge.transforms.spool import Piece
 from rlbridge.transforms.texts import prompt_text, says_something, single_answer
 
 Format = Literal["openai", "simple"]
+
+_LINE: Final = orjson.OPT_APPEND_NEWLINE
 
 
 def job(
@@ -53,16 +55,14 @@ def _openai(prompts: Prompts, row: Row) -> Piece:
         raise SkippedRowError("with an empty answer")
     while messages[-1]["role"] != "assistant":  # the environment had the last word
         messages.pop()
-    prompt = said.prompt.written
-    more = b',"tools":' + orjson.dumps(said.tools) if said.tools else b""
-    # The two lists of messages in one; the prompt's text is there already.
-    line = (b'{"messages":', prompt[:-1], b",", orjson.dumps(messages)[1:], more, b"}\n")
-    return Piece(prompt, b"".join(line))
+    record = {"messages": said.prompt.messages + messages}
+    if said.tools:
+        record["tools"] = said.tools
+    return said.prompt.written, orjson.dumps(record, option=_LINE), said.prompt.plain
 
 
 def _simple(prompts: Prompts, row: Row) -> Piece:
     said = conversation_of(row, prompts)
-    asked = said.prompt.text or orjson.dumps(prompt_text(said.prompt.messages))
-    answer = orjson.dumps(single_answer(said.completion))
-    line = (b'{"input":', asked, b',"output":', answer, b"}\n")
-    return Piece(said.prompt.written, b"".join(line))
+    asked, answer = prompt_text(said.prompt.messages), single_answer(said.completion)
+    line = orjson.dumps({"input": asked, "output": answer}, option=_LINE)
+    return said.prompt.written, line, said.prompt.plain

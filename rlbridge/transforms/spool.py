@@ -24,11 +24,12 @@ import numpy.typing as npt
 from rlbridge.errors import RunError
 
 _BUFFER = 1 << 20
+_WRITTEN_AT_ONCE = 1 << 17
 _SPARSE = 4  # reading four bytes for one that is wanted takes less than a call for each piece
 # A row's place is one number: its file's in the high bits, its first byte in the low ones.
 _FILE_BITS = 40
 _WITHIN_FILE = (1 << _FILE_BITS) - 1
-_PACK = struct.Struct("<Q8sdqqiii").pack
+_PACK = struct.Struct("<8s8sdqqiii").pack
 _COLUMNS = np.dtype(
     [("prompt", "<u8"), ("content", "<u8"), ("reward", "<f8"), ("start", "<i8"), ("head", "<i8"),
      ("size", "<i4"), ("cut", "<i4"), ("plain", "<i4")]
@@ -38,18 +39,11 @@ _COLUMNS = np.dtype(
 Places = npt.NDArray[np.int64]
 
 
-class Piece(NamedTuple):
-    """One row, converted.
-
-    Attributes:
-        prompt: what makes two prompts the same one; for pairs as it is written.
-        body: a whole line; for pairs the completion as it is written.
-        plain: whether the prompt is a user's one message, of text.
-    """
-
-    prompt: bytes
-    body: bytes
-    plain: bool = False
+# One row, converted (a tuple, since it is made once a row):
+# - what makes two prompts the same one; for pairs as it is written;
+# - a whole line; for pairs the completion as it is written;
+# - whether the prompt is a user's one message, of text; only pairs ask.
+Piece = tuple[bytes, bytes, bool]
 
 
 class Index(NamedTuple):
@@ -94,9 +88,10 @@ class Stretch(NamedTuple):
 
 
 class Batch:
-    """Converted rows in memory, on their way into a spool.
+    """Rows on their way into a file of a spool; their texts don't wait in memory.
 
     Args:
+        file: where they go.
         lasting: give prompts a hash that stays the same, which a split needs; otherwise a cheaper
             one, the same wherever this Python runs.
         prompts: keep the prompts too, apart from the bodies; one that rows share once.
@@ -105,15 +100,15 @@ class Batch:
         size: bytes of the records.
     """
 
-    __slots__ = ("_columns", "_cut", "_hash", "_hashed", "_head", "_parts", "_prompt", "prompts",
-                 "size")  # fmt: skip
+    __slots__ = ("_columns", "_cut", "_file", "_hash", "_hashed", "_head", "_keeps", "_prompt",
+                 "_write", "size")  # fmt: skip
 
-    def __init__(self, *, lasting: bool, prompts: bool) -> None:
+    def __init__(self, file: "SpoolFile", *, lasting: bool, prompts: bool) -> None:
         self.size = 0
-        self.prompts = prompts
-        self._parts: list[bytes] = []
+        self._file, self._write = file, file.write
+        self._keeps = prompts
         self._columns = bytearray()
-        self._hash = digest if lasting else _quick_hash
+        self._hash = _lasting_hash if lasting else source_hash
         self._prompt, self._hashed = b"", self._hash(b"")
         self._head = self._cut = 0
 
@@ -122,20 +117,20 @@ class Batch:
         prompt, body, plain = piece
         if prompt != self._prompt:  # rollouts of a prompt often lie together
             self._prompt, self._hashed = prompt, self._hash(prompt)
-            if self.prompts:
+            if self._keeps:
                 self._head, self._cut = self.size, len(prompt)
-                self._parts.append(prompt)
+                self._write(prompt)
                 self.size += len(prompt)
         size = len(body)
         self._columns += _PACK(
             self._hashed, source_hash(body), reward, self.size, self._head, size, self._cut, plain
         )
-        self._parts.append(body)
+        self._write(body)
         self.size += size
 
-    def write(self, file: "SpoolFile") -> Stretch:
-        """Append the rows to a file."""
-        return Stretch(file.name, file.append(b"".join(self._parts)), bytes(self._columns))
+    def finished(self) -> Stretch:
+        """The rows, which are in the file now."""
+        return Stretch(self._file.name, self._file.end(), bytes(self._columns))
 
 
 class SpoolFile:
@@ -148,16 +143,16 @@ class SpoolFile:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name = name
-        self._file = (folder / name).open("xb", buffering=0)
-        self._size = 0
+        # Larger buffers, or lists of texts, fall out of the processor's caches: 1 us a row.
+        self._file = (folder / name).open("xb", buffering=_WRITTEN_AT_ONCE)
+        self._begin = 0
+        self.write = self._file.write
 
-    def append(self, data: bytes) -> int:
-        """Write bytes; where they begin comes back."""
-        start, rest = self._size, memoryview(data)
-        while rest:  # a raw file may take less than it is given
-            rest = rest[self._file.write(rest) :]
-        self._size += len(data)
-        return start
+    def end(self) -> int:
+        """End a stretch that others may read now; where it begins comes back."""
+        self._file.flush()
+        begin, self._begin = self._begin, self._file.tell()
+        return begin
 
     def close(self) -> None:
         """Close it; the rows stay as long as the spool."""
@@ -260,12 +255,12 @@ def _blocks(sizes: Places) -> Iterator[slice]:
 
 def digest(data: bytes) -> int:
     """A 64-bit hash that is the same in every run and on every machine."""
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+    return int.from_bytes(_lasting_hash(data), "little")
 
 
-def _quick_hash(data: bytes) -> int:
-    """A 64-bit hash, SipHash: the same in all processes of this Python; four times as fast."""
-    return int.from_bytes(source_hash(data), "little")
+def _lasting_hash(data: bytes) -> bytes:
+    """Of 8 bytes; four times as slow as `source_hash`, SipHash, which lasts as long as a Python."""
+    return blake2b(data, digest_size=8).digest()
 
 
 def is_full_disk(error: OSError) -> bool:

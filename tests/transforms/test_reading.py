@@ -54,7 +54,7 @@ def test_rows_are_read_the_same_however_the_file_is_packed(tmp_path: Path, name:
     said = [conversation_of(row, Prompts(Style())) for row in rows]
     assert [c.completion[0]["content"] for c in said] == [f"A{n} é" for n in range(200)]
     assert [reward_of(row) for row in rows] == [n / 10 for n in range(200)]
-    assert reader.bytes_read == sum(seen) == reader.bytes_total
+    assert reader.bytes_read == sum(seen) == (tmp_path / name).stat().st_size
 
 
 def test_an_offset_finds_its_row_again(tmp_path: Path) -> None:
@@ -81,6 +81,15 @@ def test_a_bad_line_is_kept_with_its_place_and_the_work_goes_on(tmp_path: Path) 
     raw = path.read_bytes()
     assert all(raw[row["offset"] :].startswith(row["text"].encode()) for row in kept)
     assert reader.lines == 205
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+def test_a_line_nested_too_deep_to_read_is_a_bad_line(tmp_path: Path, opening: bytes) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(opening * 200_000 + b"\n" + _lines(ROWS[:1]))
+    rejects = Rejects(allowed_share=0.5)
+    assert [line.number for line in Reader([path], rejects=rejects)] == [2]
+    assert rejects.kinds == {"not JSON": 1}
 
 
 def test_more_bad_lines_than_allowed_are_fatal_and_say_how_many_and_where(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from made_rows import row
 
 from rlbridge.errors import ConfigError
 from rlbridge.transforms import dpo, grpo, sft
-from rlbridge.transforms.harvest import worthwhile_workers
 from rlbridge.transforms.pairs import Pairing
 from rlbridge.transforms.pipeline import Report, transform
 from rlbridge.transforms.rejects import Rejects
 from rlbridge.transforms.selection import Selection
+from rlbridge.transforms.workers import worthwhile_workers
 
 
 def write_inputs(folder: Path) -> tuple[Path, ...]:
