@@ -128,22 +128,31 @@ def _running(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
         ) as process,
     ):
-        assert process.stdin is not None  # noqa: S101 (pipes were asked for)
-        assert process.stdout is not None  # noqa: S101
+        assert process.stdout is not None  # noqa: S101 (a pipe was asked for)
         try:
             port = next((line[5:] for line in process.stdout if line.startswith("PORT ")), "")
             if not port:
                 errors.seek(0)
                 raise RunError(f"nemo-gym's {name} didn't start: {errors.read()[-2000:]}")
             # What a server prints must not fill the pipe.
-            threading.Thread(target=process.stdout.read, daemon=True).start()
-            yield f"http://127.0.0.1:{int(port)}", process.pid
-        finally:
-            process.stdin.close()  # it watches for that
+            reading = threading.Thread(target=process.stdout.read, daemon=True)
+            reading.start()
             try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
+                yield f"http://127.0.0.1:{int(port)}", process.pid
+            finally:
+                _end(process)
+                reading.join(5)  # closing what it reads from would be an error in it
+        finally:
+            _end(process)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    assert process.stdin is not None  # noqa: S101 (a pipe was asked for)
+    process.stdin.close()  # it watches for that
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _address(url: str) -> dict[str, Any]:
