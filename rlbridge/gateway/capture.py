@@ -28,7 +28,6 @@ from rlbridge.gateway.segments import (
     contents_of,
     next_number,
     number_of,
-    read_pruned,
     segment_path,
     segments_in,
     write_index,
@@ -228,9 +227,10 @@ class CaptureLog:
     def _find(self) -> None:
         """Make the index of sessions from the segments'."""
         self._paths, self._index = [], {}
-        cuts = read_pruned(self.folder).cuts
+        paths, pruned = segments_in(self.folder)
+        cuts = pruned.cuts
         self._ended = {session: cut.ended for session, cut in cuts.items()}
-        for path in segments_in(self.folder):
+        for path in paths:
             contents = contents_of(path, keep_index=not self._read_only)
             for session in cuts.keys() & contents.keys():
                 places = contents[session]

@@ -8,7 +8,7 @@ segments that stay, for the sake of other sessions, is then deleted too in all r
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -19,7 +19,6 @@ from rlbridge.gateway.segments import (
     Cut,
     contents_of,
     number_of,
-    read_pruned,
     segments_in,
 )
 
@@ -132,11 +131,12 @@ def plan(folder: Path, rule: Rule, track: Track = iter, *, keep_index: bool = Tr
         ConfigError: the captures are of another version.
         OSError: they can't be read.
     """
-    cuts = read_pruned(folder).cuts
+    paths, pruned = segments_in(folder)
+    cuts = pruned.cuts
     segments: list[Segment] = []
     names: dict[str, tuple[_Seen, ...]] = {}
     known: dict[tuple[_Seen, ...], tuple[_Seen, ...]] = {}
-    for at, path in enumerate(track(segments_in(folder))):
+    for at, path in enumerate(track(paths)):
         for name, places in contents_of(path, keep_index=keep_index).items():
             gone = cuts[name].deleted(number_of(path), len(places)) if name in cuts else 0
             ends = tuple(i for i, place in enumerate(places) if place == END)
@@ -148,7 +148,7 @@ def plan(folder: Path, rule: Rule, track: Track = iter, *, keep_index: bool = Tr
     begun = Counter(life.segments[0] for seen in names.values() for life in _lives(seen))
     found = Plan(
         [
-            Segment(segment.path, segment.size, segment.written_s, begun[at])
+            replace(segment, sessions=begun[at])
             for at, segment in enumerate(segments)
             if at not in stays
         ],
@@ -216,15 +216,7 @@ def _with_sessions(
             before = cuts[name].ended if name in cuts else 0
             ended = before + sum(life.ended for life in gone)
             new_cuts[name] = Cut(number_of(segments[at].path), entries, ended)
-    return Plan(
-        found.goes,
-        found.kept,
-        found.kept_bytes,
-        found.gateway,
-        count,
-        open_sessions,
-        new_cuts,
-    )
+    return replace(found, sessions=count, open_sessions=open_sessions, cuts=new_cuts)
 
 
 def _lives(seen: Iterable[_Seen]) -> Iterator[_Life]:

@@ -50,7 +50,7 @@ def prune(folder: Path, before_s: float, *, dry_run: bool = False, track: Track 
             rule = Rule.by_age(before_s, gateway=is_locked(folder / GATEWAYS))
             return plan(folder, rule, track, keep_index=False)
         with locked(folder):
-            for path in track(segments_in(folder)):
+            for path in track(segments_in(folder)[0]):
                 contents_of(path, keep_index=True)  # the slow part, while gateways may still start
             with _alone(folder) as gateway:
                 found = plan(folder, Rule.by_age(before_s, gateway=gateway))

@@ -84,12 +84,19 @@ def index_path(path: Path) -> Path:
     return path.with_suffix(".index")
 
 
-def segments_in(folder: Path) -> list[Path]:
-    """The segments that count, the oldest first."""
-    # First the files: what is deleted between the two steps is missed, not read by half.
+def segments_in(folder: Path) -> tuple[list[Path], Pruned]:
+    """The segments that count, the oldest first, and what was deleted, as of one moment.
+
+    A segment deleted after that moment is missing when it is opened; then both are to be read
+    again.
+
+    Raises:
+        ConfigError: see `read_pruned`.
+    """
+    # First the files: one that was deleted before the second step is in neither.
     paths = sorted(folder.glob("calls-*.jsonl"), key=lambda path: (number_of(path), path.name))
-    gone = set(read_pruned(folder).segments)
-    return [path for path in paths if path.name not in gone]
+    pruned = read_pruned(folder)
+    return [path for path in paths if path.name not in pruned.segments], pruned
 
 
 def next_number(folder: Path) -> int:

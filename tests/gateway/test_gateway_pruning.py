@@ -232,6 +232,21 @@ async def write_old_and_new(folder: Path) -> None:
         os.utime(folder / name, (time.time() + 3600,) * 2)
 
 
+def prune_at_every_step(what: str, folder: Path) -> None:
+    script = Path(__file__).with_name("prune_steps.py")
+    command = [sys.executable, str(script), what, str(folder)]
+    subprocess.run(command, env=ENVIRONMENT, check=True)
+
+
+def test_who_reads_while_captures_are_deleted_finds_sessions_whole_or_not_at_all(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "calls"
+    asyncio.run(write_old_and_new(folder))
+    prune_at_every_step("read", folder)
+    assert len(list(tmp_path.glob("read-*"))) > 2 * len(files(folder))
+
+
 def test_killed_at_any_step_it_loses_nothing_that_stays_and_can_be_run_again(
     tmp_path: Path,
 ) -> None:
@@ -239,8 +254,7 @@ def test_killed_at_any_step_it_loses_nothing_that_stays_and_can_be_run_again(
     asyncio.run(write_old_and_new(folder))
     old = {name for name in files(folder) if (folder / name).stat().st_mtime < time.time()}
     before = records(folder)
-    script = Path(__file__).with_name("prune_killed.py")
-    subprocess.run([sys.executable, str(script), str(folder)], env=ENVIRONMENT, check=True)
+    prune_at_every_step("killed", folder)
     copies = sorted(tmp_path.glob("killed-*"))
     assert len(copies) > len(old)
     stays = {name: before[name] for name in ("new", "shared")}
