@@ -21,6 +21,7 @@ BASES = {
 }
 # Sections of ours that take the place of the base's: a merge would keep its datasets.
 _REPLACED = ("data", "env")
+_OPTIMIZER = "policy.optimizer."
 
 
 def compose(algorithm: str, keys: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +42,11 @@ def compose(algorithm: str, keys: Mapping[str, Any], native: Mapping[str, Any]) 
     for section in _REPLACED:
         if section in {key.split(".")[0] for key in keys}:
             base.pop(section, None)
-    merged = OmegaConf.merge(base, _nested(keys), _nested(flatten(own)))
+    users = _nested(flatten(own))
+    if OmegaConf.select(OmegaConf.merge(base, users), "policy.optimizer") is None:
+        # Megatron has its own; the rate alone would be no optimizer.
+        keys = {key: value for key, value in keys.items() if not key.startswith(_OPTIMIZER)}
+    merged = OmegaConf.merge(base, _nested(keys), users)
     _complete_async(merged)
     if "checkpointing.model_save_format" not in flatten(own):
         _complete_checkpoints(merged)

@@ -83,7 +83,22 @@ def test_async_grpo_gets_the_flags_it_needs(tmp_path: Path) -> None:
         trainer={"gpus_per_node": 2},
     ).config
     assert native["policy"]["generation"]["vllm_cfg"]["async_engine"] is True
-    assert native["loss_fn"]["use_importance_sampling_correction"] is True
+    loss = native["loss_fn"]
+    assert loss["use_importance_sampling_correction"] is True
+    assert loss["truncated_importance_sampling_ratio"] == 2.0  # algorithm.correction_threshold
+
+
+def test_a_megatron_base_gets_the_learning_rate_and_no_half_of_another_optimizer(
+    tmp_path: Path,
+) -> None:
+    native = compiled(
+        tmp_path,
+        nemo_rl={"defaults": "examples/configs/grpo_math_1B_megatron.yaml"},
+        algorithm={"learning_rate": 3e-6, "normalize_by_std": False},
+    ).config
+    assert native["policy"]["optimizer"] is None
+    assert native["policy"]["megatron_cfg"]["optimizer"]["lr"] == 3e-6
+    assert native["grpo"]["adv_estimator"]["normalize_rewards"] is False
 
 
 def test_another_base_may_be_named(tmp_path: Path) -> None:
