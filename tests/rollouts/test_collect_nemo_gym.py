@@ -81,7 +81,7 @@ ENVIRONMENTS: dict[str, tuple[dict[str, Any], list[dict[str, Any]], list[str]]] 
 
 def rlbridge(*arguments: str) -> str:
     command = [sys.executable, "-m", "rlbridge", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

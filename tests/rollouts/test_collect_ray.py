@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -78,9 +79,9 @@ def one_worker() -> int:
     """The process of one worker."""
     import psutil
 
-    return next(
-        process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if "ray::Worker" in " ".join(process.info["cmdline"] or ())
-        and os.getpid() in {parent.pid for parent in process.parents()}
-    )
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.NoSuchProcess):  # another one that ended meanwhile
+            ours = os.getpid() in {parent.pid for parent in process.parents()}
+            if ours and "ray::Worker" in " ".join(process.info["cmdline"] or ()):
+                return process.pid
+    raise AssertionError("no worker runs")

@@ -196,7 +196,7 @@ def test_a_full_disk_stops_with_words_keeps_whole_rows_and_is_resumed(
 ) -> None:
     output = tmp_path / "out.jsonl"
     command = [sys.executable, "-c", FILL_A_SMALL_DISK, str(output)]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    said = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
     assert "Free some space and run the same command again" in said
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     kept = read_lines(output)

@@ -167,7 +167,7 @@ def page_url(sample: Path) -> Iterator[str]:
         threading.Event().wait(0.02)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
-    thread.join(10)
+    thread.join(60)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ class Page:
         from selenium.webdriver.support.ui import WebDriverWait
 
         self.browser, self._by = browser, By
-        self._wait = WebDriverWait(browser, 30, poll_frequency=0.05)
+        self._wait = WebDriverWait(browser, 60, poll_frequency=0.05)
         browser.get(url)
         self.until(lambda: self.all("#rollout .item"))
 
