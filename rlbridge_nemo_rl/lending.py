@@ -1,16 +1,20 @@
 """Our packages for workers of other Python environments, by PYTHONPATH, which NeMo-RL forwards."""
 
+import functools
 import os
+import shutil
 from pathlib import Path
 
 
+@functools.lru_cache
 def lent_source(run_dir: Path) -> str:
-    """PYTHONPATH with a folder in front that holds links to our packages alone.
+    """PYTHONPATH with a folder in front that holds copies of our packages alone.
 
-    A whole site-packages on the path would put its other libraries before the workers' own.
+    A whole site-packages on the path would put its other libraries before the workers' own, and
+    links would lead into uv's cache, which workers on other nodes don't have.
 
     Args:
-        run_dir: gets the folder, `python`.
+        run_dir: gets the folder, `python`; where there are several nodes, all of them see it.
     """
     import rlbridge
     import rlbridge_nemo_rl
@@ -18,8 +22,9 @@ def lent_source(run_dir: Path) -> str:
     folder = (run_dir / "python").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     for package in (rlbridge, rlbridge_nemo_rl):
-        link = folder / package.__name__
-        link.unlink(missing_ok=True)
-        link.symlink_to(Path(str(package.__file__)).resolve().parent)
+        copy = folder / package.__name__
+        shutil.rmtree(copy, ignore_errors=True)
+        source = Path(str(package.__file__)).resolve().parent
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
     paths = [str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return os.pathsep.join(path for path in paths if path)
