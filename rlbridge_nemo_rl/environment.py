@@ -16,6 +16,7 @@ import ray
 import torch
 from nemo_rl.environments.interfaces import EnvironmentInterface, EnvironmentReturn
 from pydantic import Field
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlbridge.config import GymConfig
 from rlbridge.contracts.reward import FailureClass, InvalidReward, Reward, ValidReward
@@ -177,6 +178,23 @@ class GymEnvironment(EnvironmentInterface):  # type: ignore[misc,unused-ignore]
     async def shutdown(self) -> None:
         """Close all connections."""
         await self._gyms.aclose()
+
+
+class OnThisNode:
+    """Stands for `GymEnvironment` where NeMo-RL makes it, and makes it on the launcher's node.
+
+    NeMo-RL gives it the launcher's Python, which `uv run --with` keeps on that node alone, as do
+    loopback URLs and a run's private files. It needs no CPU of its own: it waits.
+    """
+
+    @staticmethod
+    def options(**options: Any) -> Any:
+        """The actor class with Ray's options."""
+        here = ray.get_runtime_context().get_node_id()
+        pinned = NodeAffinitySchedulingStrategy(here, soft=False)
+        return GymEnvironment.options(  # type: ignore[attr-defined,unused-ignore]
+            num_cpus=0, scheduling_strategy=pinned, **options
+        )
 
 
 def parse_config(cfg: Mapping[str, Any]) -> EnvironmentConfig:

@@ -31,7 +31,7 @@ from rlbridge_nemo_rl.validity import (
 
 ENVIRONMENT = "rlbridge_gym"
 """The environment's name in NeMo-RL's YAML: `data.default.env_name` and `env.rlbridge_gym`."""
-ENVIRONMENT_CLASS = "rlbridge_nemo_rl.environment.GymEnvironment"
+ENVIRONMENT_CLASS = "rlbridge_nemo_rl.environment.OnThisNode"
 
 # `total_reward/mean` and, of each agent, `<agent>/reward/mean`.
 _OF_REWARDS = re.compile(r"^total_reward/|/reward/[a-z]+$")

@@ -1,6 +1,7 @@
 """Our environment inside NeMo-RL's own rollouts: create_env, sync and async, one turn and many."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,17 @@ def _processed(dataset: Any, tokenizer: Any, index: int) -> Any:
     dataset.set_task_spec({})
     dataset.set_processor()
     return dataset.processor(dataset.dataset[index], dataset.task_spec, tokenizer, LENGTH, index)
+
+
+def restart(env: Any) -> None:
+    """Kill the actor's process and wait for its death, of which Ray's kill only gives notice."""
+    import ray
+
+    ray.kill(env, no_restart=False)
+    deadline = time.monotonic() + 60
+    while ray._private.state.actors(env._actor_id.hex())["NumRestarts"] == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def run(kind: str, *arguments: Any, **options: Any) -> Any:
@@ -209,7 +221,7 @@ def test_a_restarted_actor_answers_again_and_disowns_its_sessions(
     log = [{"role": "user", "content": "add"}, {"role": "assistant", "content": CALL}]
     first = ray.get(env.step.remote([log], [{"row": row}]))
     assert first.terminateds.tolist() == [False]
-    ray.kill(env, no_restart=False)
+    restart(env)
     again = ray.get(env.step.remote([log], [first.metadata[0]]), timeout=120)
     assert again.metadata[0]["verdict"]["failure"] == "lost_session"
     assert again.rewards.isnan().tolist() == [True]
