@@ -7,8 +7,8 @@ library's JSON. Each runs in a process of its own; a transform may start workers
 line would. Peak memory is that process's peak and, for each worker, the peak of the largest one:
 an upper bound, since what they share is counted each time. CPU seconds are those of all processes.
 The script takes a tenth of the rows, since it would need more memory than many machines have.
-`--quick` takes so little that other work on the machine shows: it measures five times, in turns,
-and gives medians.
+Each ratio is to the mean of the floors right before and after it. `--quick` takes so little that
+other work on the machine shows: it measures nine times, in turns, and gives medians.
 """
 
 import argparse
@@ -174,6 +174,16 @@ WORK: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
+def usage() -> tuple[resource.struct_rusage, resource.struct_rusage]:
+    """Of this process, and of those it started that have ended."""
+    return resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+
+
+def cpu_time() -> float:
+    """CPU seconds of all processes so far, to the microsecond (`os.times` counts in hundredths)."""
+    return sum(one.ru_utime + one.ru_stime for one in usage())
+
+
 def child(name: str, source: Path, out: Path) -> None:
     """Do one piece of work and print its figures; own imports are left out of the time."""
     workers = 0
@@ -184,13 +194,10 @@ def child(name: str, source: Path, out: Path) -> None:
         from rlbridge.transforms.workers import worthwhile_workers
 
         workers = worthwhile_workers([source])
-    started, before = time.perf_counter(), sum(os.times()[:4])
+    started, before = time.perf_counter(), cpu_time()
     WORK[name](source, out)
-    seconds, cpu_seconds = time.perf_counter() - started, sum(os.times()[:4]) - before
-    own, largest = (
-        resource.getrusage(who).ru_maxrss / 1000  # kB on Linux
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
+    seconds, cpu_seconds = time.perf_counter() - started, cpu_time() - before
+    own, largest = (one.ru_maxrss / 1000 for one in usage())  # kB on Linux
     peak = own + (largest * workers if workers > 1 else 0)
     figures = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak, "workers": workers}
     print(json.dumps(figures))
@@ -284,7 +291,7 @@ def main() -> None:
         name, source, out = arguments.child
         child(name, Path(source), Path(out))
         return
-    count, rounds = (50_000, 5) if arguments.quick else (1_000_000, 1)
+    count, rounds = (50_000, 9) if arguments.quick else (1_000_000, 1)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         figures = run(count, Path(folder), rounds)
     if arguments.json:

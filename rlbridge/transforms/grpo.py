@@ -19,6 +19,7 @@ import orjson
 
 from rlbridge.contracts import wire
 from rlbridge.transforms.conversation import Prompts, conversation_of, missing, prompt_of
+from rlbridge.transforms.fields import read_fields
 from rlbridge.transforms.harvest import Convert
 from rlbridge.transforms.messages import Style
 from rlbridge.transforms.pipeline import Job
@@ -30,7 +31,7 @@ from rlbridge.transforms.texts import completion_text, prompt_text
 
 Format = Literal["simple", "gym", "verl"]
 
-# What verifiers of Gym's environments call the right answer, the likeliest first.
+# What verifiers of Gym's environments call the right answer, the likeliest first; see `fields`.
 GROUND_TRUTHS: Final = ("ground_truth", "expected_answer", "answer", "label", "target")
 
 _OF_ROLLOUT: Final = frozenset(
@@ -60,9 +61,11 @@ def job(
     else:
         convert = partial(_simple, ground_truth, Prompts(style))
     options = {"format": format, "ground_truth": ground_truth}
+    usual = format == "simple" and ground_truth is None
     return Job(
         "grpo", inputs, output, convert, selection,
         needs_reward=format == "simple", numbers_rows=format == "verl", options=options,
+        load=read_fields if usual else orjson.loads,
         schema=verl_schema() if format == "verl" and output.suffix == ".parquet" else None, **more,
     )  # fmt: skip
 

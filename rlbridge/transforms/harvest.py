@@ -10,7 +10,9 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import orjson
 
 from rlbridge.transforms.conversation import reward_of, why_invalid
 from rlbridge.transforms.reading import Line, Reader, Row
@@ -48,6 +50,7 @@ class Rule:
         needs_reward: whether a row without a valid reward is left out even without thresholds.
         lasting: hash prompts the same in every run.
         keeps_prompts: whether prompts are wanted later, as they are written.
+        load: reads a line, with the fields that `convert` looks at.
     """
 
     convert: Convert
@@ -55,6 +58,7 @@ class Rule:
     needs_reward: bool
     lasting: bool
     keeps_prompts: bool
+    load: Callable[[bytes], Any]
 
 
 class BadLine(NamedTuple):
@@ -115,7 +119,7 @@ def harvested(
     Raises:
         ConfigError: a file is missing or unreadable, or too many lines are bad.
     """
-    reader = Reader(inputs, rejects=rejects, progress=progress)
+    reader = Reader(inputs, rejects=rejects, progress=progress, load=rule.load)
     rows, before, full = iter(reader), 0, True
     with closing(SpoolFile(folder, "rows")) as file:
         while full:
@@ -166,7 +170,12 @@ def fill(
                 harvest.outside += 1
                 continue
         try:
-            add(convert(row), reward)
+            try:
+                piece = convert(row)
+            except (BadRowError, orjson.JSONEncodeError):
+                # What is wrong is said of all fields, and integers beyond 64 bits are floats there.
+                piece = convert(reader.whole(line))
+            add(piece, reward)
         except BadRowError as error:
             reader.reject(line, error)
         except SkippedRowError as error:

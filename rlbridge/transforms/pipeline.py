@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlbridge.errors import ConfigError
+from rlbridge.transforms.fields import read_fields
 from rlbridge.transforms.harvest import Convert, Progress, Rule, harvested
 from rlbridge.transforms.rejects import Rejects
 from rlbridge.transforms.rewards import Spread
@@ -45,6 +46,7 @@ class Job:
         selection: which rows are kept.
         needs_reward: whether a row without a valid reward is left out even without thresholds.
         keeps_prompts: whether prompts are wanted apart from what `convert` makes of a row.
+        load: reads a line; `orjson.loads` where `convert` looks at more than the usual fields.
         numbers_rows: whether `convert` numbers the rows, so that one process must see all.
         workers: processes that convert plain JSON lines; one does where a file is packed. More
             than 1 start anew and import the main module, which so must do its work under
@@ -62,6 +64,7 @@ class Job:
     selection: Selection
     needs_reward: bool = True
     keeps_prompts: bool = False
+    load: Callable[[bytes], Any] = read_fields
     numbers_rows: bool = False
     workers: int = 1
     schema: Any = None
@@ -171,7 +174,7 @@ def harvest(job: Job, spool: Spool, report: Report) -> npt.NDArray[np.float64]:
     """Read and convert every row into the spool; the valid rewards of all rows come back."""
     workers = 1 if job.numbers_rows else job.workers
     lasting = job.selection.validation > 0
-    rule = Rule(job.convert, job.selection, job.needs_reward, lasting, job.keeps_prompts)
+    rule = Rule(job.convert, job.selection, job.needs_reward, lasting, job.keeps_prompts, job.load)
     rewards = array("d")
     args = (job.inputs, rule, spool.folder, job.rejects, job.progress)
     several = workers > 1 and all(map(is_plain, job.inputs))

@@ -35,16 +35,18 @@ class Line(NamedTuple):
     """One row and its place.
 
     Attributes:
-        row: the JSON object.
+        row: the JSON object, or what the reader's `load` takes of it.
         path: the file.
         number: the line's number, from 1; of a Parquet file the row's.
         offset: the line's first byte in the decompressed file; -1 in a Parquet file.
+        text: the line; empty in a Parquet file.
     """
 
     row: Row
     path: Path
     number: int
     offset: int
+    text: bytes
 
     @property
     def where(self) -> str:
@@ -60,6 +62,7 @@ class Reader:
         rejects: takes the lines that are no rows; by default none may be.
         progress: called now and then with the bytes read since the last call, of the files as
             they lie on disk.
+        load: reads a line; it may leave fields out, and raises what `orjson.loads` does.
 
     Attributes:
         lines: lines read so far, bad ones included and blank ones not.
@@ -75,12 +78,14 @@ class Reader:
         *,
         rejects: Rejects | None = None,
         progress: Callable[[int], None] | None = None,
+        load: Callable[[bytes], Any] = orjson.loads,
     ) -> None:
         self.paths = [Path(path) for path in paths]
         self.rejects = rejects if rejects is not None else Rejects(allowed_share=0.0)
         self.lines = 0
         self.bytes_read = 0
         self._progress = progress
+        self._load = load
 
     def __iter__(self) -> Iterator[Line]:
         for path in self.paths:
@@ -92,9 +97,22 @@ class Reader:
                 raise ConfigError(f"can't read {path} after line {self.lines}: {error}") from error
         self.rejects.finish(self.lines)
 
+    def whole(self, line: Line) -> Row:
+        """A line's row with all of its fields.
+
+        Raises:
+            BadRowError: what was left out can't be read.
+        """
+        if not line.text:
+            return line.row
+        try:
+            return cast("Row", orjson.loads(line.text))
+        except orjson.JSONDecodeError as error:
+            return _second_try(line.text, error)
+
     def reject(self, line: Line, error: BadRowError) -> None:
         """Put a row aside that was read but can't be used."""
-        text = orjson.dumps(line.row, default=str)
+        text = line.text or orjson.dumps(line.row, default=str)
         self.rejects.add(line.path, line.number, line.offset, error, text, lines=self.lines)
 
     def _lines(self, path: Path) -> Iterator[Line]:
@@ -109,7 +127,7 @@ class Reader:
             path: the file.
             offset: the first line's first byte in it. Line numbers begin at 1 all the same.
         """
-        loads = orjson.loads
+        load = self._load
         made = tuple.__new__  # half the time of Line(...), once a line
         number = 0
         for text in stream:
@@ -118,7 +136,7 @@ class Reader:
             if not start and text.startswith(_BOM):
                 text = text[len(_BOM) :]
             try:
-                row = loads(text)
+                row = load(text)
                 self.lines += 1
                 if type(row) is not dict:
                     raise _no_object(row)
@@ -126,31 +144,15 @@ class Reader:
                 if not text.strip():
                     continue
                 self.lines += 1
-                row = self._second_try(path, number, start, text, error)
+                try:
+                    row = _second_try(text, error)
+                except BadRowError as bad:
+                    self._bad(path, number, start, text, bad)
+                    continue
             except BadRowError as error:
                 self._bad(path, number, start, text, error)
-                row = None
-            if row is not None:
-                yield made(Line, (row, path, number, start))
-
-    def _second_try(
-        self, path: Path, number: int, offset: int, text: bytes, error: orjson.JSONDecodeError
-    ) -> Row | None:
-        """What Python's own JSON writes and JSON doesn't allow: NaN, of which a reward may be."""
-        try:
-            row = json.loads(text)
-            if not isinstance(row, dict):
-                raise _no_object(row)
-            _check_unicode(row)
-        except BadRowError as bad:
-            self._bad(path, number, offset, text, bad)
-            return None
-        except (ValueError, RecursionError):  # nested deeper than either reads
-            cut = "" if text.endswith(b"\n") else "; the file was cut short here"
-            reason = BadRowError(f"not JSON: {error}{cut}", kind="not JSON")
-            self._bad(path, number, offset, text, reason)
-            return None
-        return row
+                continue
+            yield made(Line, (row, path, number, start, text))
 
     def _bad(self, path: Path, number: int, offset: int, text: bytes, error: BadRowError) -> None:
         self.rejects.add(path, number, offset, error, text, lines=self.lines)
@@ -166,7 +168,7 @@ class Reader:
                     number += 1
                     self.lines += 1
                     try:
-                        yield Line(_unpacked(row), path, number, -1)
+                        yield Line(_unpacked(row), path, number, -1, b"")
                     except BadRowError as error:
                         text = orjson.dumps(row, default=str)
                         self._bad(path, number, -1, text, error)
@@ -261,6 +263,19 @@ def _unpacked(row: Row) -> Row:
                 row[name] = orjson.loads(row[name])
             except orjson.JSONDecodeError as error:
                 raise BadRowError(f"not JSON: {error}", at=f"$.{name}", kind="not JSON") from error
+    return row
+
+
+def _second_try(text: bytes, error: orjson.JSONDecodeError) -> Row:
+    """What Python's own JSON writes and JSON doesn't allow: NaN, of which a reward may be."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):  # nested deeper than either reads
+        cut = "" if text.endswith(b"\n") else "; the file was cut short here"
+        raise BadRowError(f"not JSON: {error}{cut}", kind="not JSON") from None
+    if not isinstance(row, dict):
+        raise _no_object(row)
+    _check_unicode(row)
     return row
 
 

@@ -139,7 +139,7 @@ def _harvest_range(rule: Rule, folder: Path, span: Range) -> Harvest:
         file.seek(span.begin)
         text = file.read(span.end - span.begin)
     noted = _Noted()
-    reader = Reader((), rejects=noted)
+    reader = Reader((), rejects=noted, load=rule.load)
     harvest = Harvest(breaks=text.count(b"\n"), bad=noted.bad)
     batch = Batch(_own_file(folder), lasting=rule.lasting, prompts=rule.keeps_prompts)
     rows = reader.parse(io.BytesIO(text), span.path, span.begin)

@@ -3,15 +3,19 @@
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_rows import TOOL, Row, answered, called, row, said, thought
 
+from rlbridge.contracts import wire
 from rlbridge.transforms import dpo, grpo, sft
+from rlbridge.transforms.fields import Fields, read_fields
 from rlbridge.transforms.harvest import Convert, SkippedRowError
 from rlbridge.transforms.pairs import Pairing
 from rlbridge.transforms.pipeline import transform
@@ -98,6 +102,53 @@ def test_what_a_row_gives_does_not_depend_on_the_rows_before_it(rows: list[Row])
         if name != "grpo verl":  # which numbers its rows
             alone = [outcome(converters()[name], one) for one in rows]
             assert [outcome(convert, one) for one in rows] == alone
+
+
+def replaced(one: Row) -> Iterator[Row]:
+    """The row with each of its parts replaced by each odd value."""
+    for *way, last in filter(None, places(one)):
+        for odd in [*ODD, 10**30, float("nan"), "\ud83d"]:
+            made = copy.deepcopy(one)
+            owner: Any = made
+            for key in way:
+                owner = owner[key]
+            owner[last] = odd
+            yield made
+
+
+@pytest.mark.parametrize("name", ["grpo", "sft", "dpo"])
+def test_reading_some_fields_gives_what_reading_the_whole_row_gives(
+    name: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "in.jsonl"
+    rows = [one | {"reward": n / 4, "extra": "e"} for n, one in enumerate(ROWS)]
+    lines = [json.dumps(made).encode() for one in rows for made in replaced(one)]
+    lines += [line.replace(b'"extra": "e', b'"extra": "\xff') for line in lines[:300]]
+    source.write_bytes(b"\n".join([*lines, b'{"cut']))
+    made = {}
+    for load in (read_fields, orjson.loads):
+        out = tmp_path / f"{load.__name__}.jsonl"
+        rejects = Rejects(tmp_path / f"{load.__name__}.rejects.jsonl", allowed_share=1.0)
+        if name == "dpo":
+            how = Pairing()
+            job = dpo.job((source,), out, Selection(), how, rejects=rejects)
+            report = dpo.transform(replace(job, load=load), how)
+        else:
+            job = {"grpo": grpo.job, "sft": sft.job}[name](
+                (source,), out, Selection(), rejects=rejects
+            )
+            report = transform(replace(job, load=load))
+        report.written = {}
+        files = [out.read_bytes(), (tmp_path / f"{load.__name__}.rejects.jsonl").read_bytes()]
+        made[load.__name__] = (report, files)
+    assert made["read_fields"] == made["loads"]
+    assert made["loads"][0].read == len(lines) + 1
+
+
+def test_the_fields_read_are_those_that_are_looked_at() -> None:
+    assert set(grpo.GROUND_TRUTHS) < Fields.__annotations__.keys()
+    names = {wire.RESPONSES_CREATE_PARAMS, wire.RESPONSE, wire.REWARD, wire.MASK_SAMPLE}
+    assert names | {wire.FAILURE_CLASS} < Fields.__annotations__.keys()
 
 
 def test_text_that_no_file_can_hold_goes_to_the_rejects(tmp_path: Path) -> None:
