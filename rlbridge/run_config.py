@@ -251,7 +251,8 @@ def _plain(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 # a SafeLoader
     except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        mark = error.problem_mark if "\n" in text else None
+        line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{where}{line} is not YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not YAML: {error}") from error
