@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlbridge_nemo_rl.agent_servers import AgentServers
+    from rlbridge_nemo_rl.all_sequences import AllSequences
     from rlbridge_nemo_rl.dataset import GymAgentDataset, GymDataset
     from rlbridge_nemo_rl.environment import GymEnvironment
     from rlbridge_nemo_rl.gym_gateway import GymGateway
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgentServers",
+    "AllSequences",
     "GymAgentDataset",
     "GymDataset",
     "GymEnvironment",
@@ -26,6 +28,7 @@ __all__ = [
 
 _HOMES = {
     "AgentServers": "rlbridge_nemo_rl.agent_servers",
+    "AllSequences": "rlbridge_nemo_rl.all_sequences",
     "GymAgentDataset": "rlbridge_nemo_rl.dataset",
     "GymDataset": "rlbridge_nemo_rl.dataset",
     "GymEnvironment": "rlbridge_nemo_rl.environment",

@@ -25,11 +25,17 @@ class ActorBehind:
     Args:
         gateways: started when the first actor is made.
         actor: a Ray actor class, or one with options.
+        more: what the actor is told beside that.
     """
 
-    def __init__(self, gateways: Gateways, actor: Any) -> None:
+    def __init__(self, gateways: Gateways, actor: Any, more: Mapping[str, Any] | None = None):
         self._gateways = gateways
         self._actor = actor
+        self._more = dict(more or {})
+
+    def told(self, **more: Any) -> "ActorBehind":
+        """With more in its config."""
+        return ActorBehind(self._gateways, self._actor, self._more | more)
 
     def options(self, **options: Any) -> "ActorBehind":
         """With Ray's options; always on this node, where the gateways are on loopback.
@@ -44,9 +50,9 @@ class ActorBehind:
         source = {"PYTHONPATH": lent_source(self._gateways.folder)}
         runtime["env_vars"] = {**runtime.get("env_vars", {}), **source}
         ours = {"scheduling_strategy": here, "runtime_env": runtime}
-        return ActorBehind(self._gateways, self._actor.options(**options | ours))
+        return ActorBehind(self._gateways, self._actor.options(**options | ours), self._more)
 
     def remote(self, config: Mapping[str, Any]) -> Any:
         """The actor, which knows the gateways alone and no engine."""
         self._gateways.start()
-        return self._actor.remote({**config, **self._gateways.actor_config()})
+        return self._actor.remote({**config, **self._gateways.actor_config(), **self._more})

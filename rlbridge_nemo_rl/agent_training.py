@@ -16,8 +16,10 @@ from rlbridge.rows import messages_of, tools_of
 from rlbridge_nemo_rl import versions
 from rlbridge_nemo_rl.agent_rewards import ORIGIN
 from rlbridge_nemo_rl.agent_servers import AgentServers
+from rlbridge_nemo_rl.all_sequences import AllSequences, why_longest
 from rlbridge_nemo_rl.gym_gateway import GymGateway
 from rlbridge_nemo_rl.processor import WHERE
+from rlbridge_nemo_rl.training import Training
 
 SHUTDOWN_S = 30.0
 """For Gym's actor to end its servers, each of which may take some seconds."""
@@ -49,6 +51,18 @@ def gateway_of(
     if not agents:
         return GymGateway.of(config, own, ledger=ledger)
     return AgentServers.of(config, own, agents["servers"], client=agents["client"], ledger=ledger)
+
+
+def sequences_of(config: Any, run: Training) -> AllSequences | None:
+    """What trains all of a rollout's sequences; None, with a warning, where NeMo-RL can't."""
+    why = why_longest(config)
+    if why:
+        run.warn(f"only the longest sequence of a rollout is trained: {why}")
+        return None
+    sequences = AllSequences(config)
+    if sequences.caveat:
+        run.warn(sequences.caveat)
+    return sequences
 
 
 def data_of(config: Any, tokenizer: Any, *, one_agent: bool) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rlbridge_nemo_rl import agent_training, versions
 from rlbridge_nemo_rl.agent_servers import AgentServers
+from rlbridge_nemo_rl.all_sequences import AllSequences
 from rlbridge_nemo_rl.async_training import LoopWatch, train_async
 from rlbridge_nemo_rl.backend import METRICS
 from rlbridge_nemo_rl.epochs import Epochs
@@ -51,7 +52,8 @@ def _train(
 
     hosts: list[Any] = []  # environments, once there are any
     watch = _stall_watch(run, hosts)
-    _register(run, watch, gateway)
+    sequences = agent_training.sequences_of(config, run) if gateway is not None else None
+    _register(run, watch, gateway, sequences)
     dataset, val_dataset, task_to_env, val_task_to_env = _data(config, run, tokenizer, gateway)
     made = versions.parts(grpo.setup(config, tokenizer, dataset, val_dataset))
     run.note("workers_ready")
@@ -73,8 +75,9 @@ def _train(
     record = Record(made.logger, run.folder / METRICS, steps.end)
     begun = run.folder / "collecting"
     loader = Epochs(made.dataloader, begun) if is_async else made.dataloader
+    policy = made.policy if sequences is None else sequences.policy(made.policy)
     arguments = (
-        made.policy, made.policy_generation, loader, made.val_dataloader, tokenizer,
+        policy, made.policy_generation, loader, made.val_dataloader, tokenizer,
         made.loss_fn, task_to_env, val_task_to_env, record, made.checkpointer,
         made.save_state, made.master_config,
     )  # fmt: skip
@@ -88,7 +91,12 @@ def _train(
             grpo.grpo_train(*arguments)
 
 
-def _register(run: Training, watch: StallWatch, gateway: GymGateway | AgentServers | None) -> None:
+def _register(
+    run: Training,
+    watch: StallWatch,
+    gateway: GymGateway | AgentServers | None,
+    sequences: AllSequences | None,
+) -> None:
     from rlbridge_nemo_rl.registration import register
 
     register(
@@ -96,6 +104,7 @@ def _register(run: Training, watch: StallWatch, gateway: GymGateway | AgentServe
         invalid_window_steps=int(run.ours["invalid_window_steps"]),
         around_rollout=watch.rollout,
         gateway=gateway,
+        sequences=sequences,
     )
 
 

@@ -25,7 +25,7 @@ from rlbridge.ledger import RewardLedger
 from rlbridge_nemo_rl import gym_servers, restarts, versions
 from rlbridge_nemo_rl.agent_rewards import LEDGER, RolloutRewards, reward_of
 from rlbridge_nemo_rl.gym_calls import GATEWAY, Calls
-from rlbridge_nemo_rl.sequences import UNTRAINED_TOKENS, contiguous
+from rlbridge_nemo_rl.sequences import EVERY_SEQUENCE, OTHERS, UNTRAINED_TOKENS, contiguous
 
 WHY_INVALID = "rlbridge_invalid"
 """Key of a result: why its rollout has no reward, or none that may be trained on."""
@@ -143,7 +143,8 @@ class _TolerantGym(_Plain):  # type: ignore[misc,unused-ignore]
             if isinstance(calls, str):
                 why = calls
             else:
-                mended = contiguous(played.result, calls)
+                every = bool(self.cfg.get(EVERY_SEQUENCE))
+                mended = contiguous(played.result, calls, every=every)
         except ContractError as error:
             why = str(error)
         if mended is None:
@@ -152,7 +153,10 @@ class _TolerantGym(_Plain):  # type: ignore[misc,unused-ignore]
                 FailureClass.MALFORMED_BODY, why, None, reward.attempts, None, reward.latency_s
             )
             return untrained, _without_messages(played.result, why)
-        return reward, versions.postprocessed(self, row, mended, tokenizer)
+        read = versions.postprocessed(self, row, mended.result, tokenizer)
+        if mended.others:
+            read["message_log"][-1][OTHERS] = mended.others
+        return reward, read
 
 
 class _CollectingGym(_TolerantGym):

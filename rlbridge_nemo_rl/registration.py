@@ -17,10 +17,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from rlbridge.errors import ConfigError
 from rlbridge_nemo_rl import versions
 from rlbridge_nemo_rl.agent_servers import AgentServers
+from rlbridge_nemo_rl.all_sequences import AllSequences, collect
 from rlbridge_nemo_rl.gym_gateway import GymGateway
 from rlbridge_nemo_rl.processor import PROCESSOR, process_row
+from rlbridge_nemo_rl.sequences import EVERY_SEQUENCE
 from rlbridge_nemo_rl.validity import (
     VALID,
     InvalidShare,
@@ -45,6 +48,7 @@ def register(
     invalid_window_steps: int = 3,
     around_rollout: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     gateway: GymGateway | AgentServers | None = None,
+    sequences: AllSequences | None = None,
 ) -> None:
     """Make `rlbridge_gym` known to NeMo-RL. Call it before `setup_response_data`; twice is once.
 
@@ -56,10 +60,15 @@ def register(
         gateway: stands between Gym's agents and NeMo-RL's server on NeMo-RL's own Gym path:
             a `GymGateway` where NeMo-RL starts them, `AgentServers` where they run already. None
             leaves them to each other.
+        sequences: trains all of a rollout's sequences behind that gateway; its `policy` goes to
+            `grpo_train`. None trains each rollout's longest.
 
     Raises:
+        ConfigError: `sequences` without a gateway.
         PluginError: this NeMo-RL lacks a function that rewards pass through.
     """
+    if sequences is not None and gateway is None:
+        raise ConfigError("register: sequences are those that a gateway captures; give it one")
     versions.check()
     from nemo_rl.data.processors import PROCESSOR_REGISTRY, register_processor
     from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
@@ -76,14 +85,15 @@ def register(
     if isinstance(gateway, AgentServers):  # no Gym of its own, so no environment for it
         ACTOR_ENVIRONMENT_REGISTRY[_GYM_ACTOR] = PY_EXECUTABLES.SYSTEM
     share = InvalidShare(max_invalid_share, invalid_window_steps)
-    mask_missing_rewards(share, around_rollout, gateway)
-    _put_tolerant_gym(gateway)
+    mask_missing_rewards(share, around_rollout, gateway, sequences)
+    _put_tolerant_gym(gateway, sequences)
 
 
 def mask_missing_rewards(
     share: InvalidShare,
     around_rollout: Callable[[], AbstractContextManager[None]],
     gateway: GymGateway | AgentServers | None = None,
+    sequences: AllSequences | None = None,
 ) -> None:
     """Put `settle` behind NeMo-RL's rollouts and `ValidAdvantages` around its estimators."""
     grpo = importlib.import_module("nemo_rl.algorithms.grpo")
@@ -93,14 +103,18 @@ def mask_missing_rewards(
     original = _plain(getattr(grpo, name))
     rollout = original if gateway is None else gateway.around(original)
     setattr(grpo, name, _around(original, _settled(rollout, around_rollout)))
-    setattr(grpo, _ESTIMATOR, _estimating(_plain(getattr(grpo, _ESTIMATOR)), share))
+    setattr(grpo, _ESTIMATOR, _estimating(_plain(getattr(grpo, _ESTIMATOR)), share, sequences))
 
 
-def _put_tolerant_gym(gateway: GymGateway | AgentServers | None) -> None:
+def _put_tolerant_gym(
+    gateway: GymGateway | AgentServers | None, sequences: AllSequences | None
+) -> None:
     """Let NeMo-RL make our actor for its own Gym path, in the same Python environment."""
     from rlbridge_nemo_rl.gym_agents import TolerantGym
 
-    actor = TolerantGym if gateway is None else gateway.actor()
+    actor: Any = TolerantGym
+    if gateway is not None:
+        actor = gateway.actor().told(**{EVERY_SEQUENCE: sequences is not None})
     for module in versions.gym_actor_modules():
         setattr(module, "NemoGym", actor)  # noqa: B010 # a module's name, unknown to types
 
@@ -124,7 +138,7 @@ def _settled(original: Any, around: Callable[[], AbstractContextManager[None]]) 
         if isinstance(result, tuple):
             tokenizer = inspect.signature(original).bind(*args, **kwargs).arguments["tokenizer"]
             correct_figures(result[1], settle(result[0], tokenizer.eos_token_id))
-        elif not bool(settle(result.final_batch)[VALID].any()):
+        elif not bool(settle(collect(result.final_batch))[VALID].any()):
             drop_rewards(result.rollout_metrics)
         return result
 
@@ -137,8 +151,9 @@ def drop_rewards(metrics: dict[str, Any]) -> None:
         del metrics[name]
 
 
-def _estimating(original: Any, share: InvalidShare) -> Any:
+def _estimating(original: Any, share: InvalidShare, sequences: AllSequences | None) -> Any:
     def create(*args: Any, **kwargs: Any) -> Any:
-        return ValidAdvantages(original(*args, **kwargs), share)
+        estimator = ValidAdvantages(original(*args, **kwargs), share)
+        return estimator if sequences is None else sequences.estimator(estimator)
 
     return _around(original, create)

@@ -2,24 +2,64 @@
 
 NeMo-RL makes one sequence of a rollout and asserts that each prompt begins with all tokens so
 far; retries, branches, compacted histories and drifted prompts break that and kill the batch.
-Here a rollout's calls become sequences first (`rlbridge.onpolicy.build`), and each of them is
-written so that NeMo-RL reads exactly its tokens, mask and logprobs. Imports no NeMo-RL.
+Here a rollout's calls become sequences first (`rlbridge.onpolicy.build`). One of them is written
+so that NeMo-RL reads exactly its tokens, mask and logprobs; the others are handed on beside it,
+for `all_sequences`. Imports no NeMo-RL.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from rlbridge.contracts import wire
 from rlbridge.contracts.codecs.gym import turns_from_response
 from rlbridge.contracts.rollout import Rollout, Turn
 from rlbridge.contracts.sequence import TrainingSequence
 from rlbridge.errors import ContractError
-from rlbridge.onpolicy.build import build
+from rlbridge.onpolicy.build import Built, build
 
+EVERY_SEQUENCE = "rlbridge_every_sequence"
+"""Key of our Gym actor's config: whether the trainer takes several sequences a rollout."""
+OTHERS = "rlbridge_other_sequences"
+"""Key of a rollout's last message: its other sequences, a `TrainingRow` each, for that trainer."""
 UNTRAINED_TOKENS = "rlbridge_untrained_tokens"
-"""Key of a result: sampled tokens of its rollout that its one sequence doesn't train."""
+"""Key of a result: sampled tokens of its rollout that nobody trains."""
+
+
+class TrainingRow(NamedTuple):
+    """A sequence as far as it is trained, up to its last trained token.
+
+    Attributes:
+        token_ids: int64 [length].
+        mask: bool [length]: which of them are trained.
+        logprobs: float32 [length]: the sampler's; 0 where `mask` is false.
+    """
+
+    token_ids: npt.NDArray[np.int64]
+    mask: npt.NDArray[np.bool_]
+    logprobs: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, sequence: TrainingSequence) -> "TrainingRow":
+        """The row of a sequence that trains something."""
+        stop = int(np.flatnonzero(sequence.mask)[-1]) + 1
+        mask = sequence.mask[:stop]
+        logprobs = np.where(mask, sequence.logprobs[:stop], np.float32(0))
+        return cls(sequence.token_ids[:stop].astype(np.int64), mask, logprobs)
+
+
+class Contiguous(NamedTuple):
+    """An agent's result that passes NeMo-RL's assert.
+
+    Attributes:
+        result: with token fields that are one sequence's.
+        others: the rollout's other sequences, if they are to be trained too.
+    """
+
+    result: dict[str, Any]
+    others: tuple[TrainingRow, ...]
 
 
 def output_items(sequence: TrainingSequence) -> list[dict[str, Any]]:
@@ -49,18 +89,31 @@ def longest(sequences: Sequence[TrainingSequence]) -> TrainingSequence | None:
     return max(reversed(trained), key=lambda sequence: sequence.trained_tokens, default=None)
 
 
-def contiguous(result: Mapping[str, Any], captured: Rollout | None = None) -> dict[str, Any] | None:
+def first(built: Built) -> TrainingSequence | None:
+    """The sequence with the first call that is trained; None if none is.
+
+    Its prompt is the rollout's first one, by which NeMo-RL tells groups.
+    """
+    owners = (built.sequences[owner] for owner in built.owners if owner >= 0)
+    return next((sequence for sequence in owners if sequence.trained_tokens), None)
+
+
+def contiguous(
+    result: Mapping[str, Any], captured: Rollout | None = None, *, every: bool = False
+) -> Contiguous | None:
     """An agent's result with token fields that pass NeMo-RL's assert.
 
     Args:
         result: of `/run`: `response.output` with token fields; left unchanged.
         captured: its calls as our gateway saw them, which count then: an agent's output lacks
             those of sub-agents and of histories it has dropped.
+        every: whether somebody trains the other sequences too.
 
     Returns:
-        A result whose token fields are one sequence's; the items that carried the others keep
-        their content without them, and `rlbridge_untrained_tokens` counts what the others would
-        have trained. None if there is nothing to train.
+        A result whose token fields are one sequence's: the longest, or with `every` the first; the
+        items that carried the others keep their content without them. There
+        `rlbridge_untrained_tokens` counts what the others would have trained. None if there is
+        nothing to train.
 
     Raises:
         ContractError: an item has some of the token fields, or they break their contract.
@@ -73,7 +126,7 @@ def contiguous(result: Mapping[str, Any], captured: Rollout | None = None) -> di
     if not turns:
         return None
     built = build(Rollout("result", turns))
-    chosen = longest(built.sequences)
+    chosen = first(built) if every else longest(built.sequences)
     if chosen is None:
         return None
     output = list(response["output"])
@@ -82,8 +135,12 @@ def contiguous(result: Mapping[str, Any], captured: Rollout | None = None) -> di
             {key: value for key, value in item.items() if key not in wire.TOKEN_FIELDS}
             for item in output
         ] + output_items(chosen)
-    left = built.trained_tokens - chosen.trained_tokens
-    return {**result, wire.RESPONSE: {**response, "output": output}, UNTRAINED_TOKENS: left}
+    left = [one for one in built.sequences if one is not chosen and one.trained_tokens]
+    untrained = 0 if every else sum(one.trained_tokens for one in left)
+    return Contiguous(
+        {**result, wire.RESPONSE: {**response, "output": output}, UNTRAINED_TOKENS: untrained},
+        tuple(TrainingRow.of(one) for one in left) if every else (),
+    )
 
 
 def _turns(response: Mapping[str, Any]) -> tuple[Turn, ...]:

@@ -94,8 +94,8 @@ class AgentServer(LocalServer):
 
     Args:
         policy_url: base URL of what it asks, without /v1.
-        habit: from the number of the request, from 0 on: `fails`, `masked`, or anything else for a
-            reward, 1.0 where the answer has an A.
+        habit: from the number of the request, from 0 on, words: `fails`, `masked`, `delegates` (a
+            sub-agent checks the answer); the reward is 1.0 where the answer has an A.
     """
 
     def __init__(self, policy_url: str, habit: Callable[[int], str]) -> None:
@@ -110,26 +110,32 @@ class AgentServer(LocalServer):
         row = json.loads(exchange.raw)
         habit = self._habit(len(self.runs))
         self.runs.append(row)
-        if habit == "fails":
+        if "fails" in habit:
             return await exchange.send(500, b"the sandbox is gone", "text/plain")
         params = row["responses_create_params"]
+        message = await self._ask(params, params["input"])
+        if "delegates" in habit:
+            await self._ask(params, [{"role": "user", "content": f"Check {message['content']}!"}])
+        found = {
+            "responses_create_params": params,
+            "response": {"output": [_item(message)]},
+            "reward": float("A" in message["content"]),
+            "mask_sample": "masked" in habit,
+        }
+        return await exchange.send(200, found)
+
+    async def _ask(self, params: dict[str, Any], messages: list[Any]) -> dict[str, Any]:
         body = {
             "model": "policy",
-            "messages": params["input"],
+            "messages": messages,
             "max_tokens": params["max_output_tokens"],
             "metadata": params["metadata"],
         }
         async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
             reply = await http.post(f"{self._policy_url}/v1/chat/completions", json=body)
         reply.raise_for_status()
-        message = reply.json()["choices"][0]["message"]
-        found = {
-            "responses_create_params": params,
-            "response": {"output": [_item(message)]},
-            "reward": float("A" in message["content"]),
-            "mask_sample": habit == "masked",
-        }
-        return await exchange.send(200, found)
+        message: dict[str, Any] = reply.json()["choices"][0]["message"]
+        return message
 
 
 @contextlib.contextmanager

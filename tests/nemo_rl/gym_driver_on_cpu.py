@@ -46,6 +46,7 @@ class ServedPolicy(LearningPolicy):
     def train(self, data: Any, loss_fn: Any, timer: Any = None, **more: Any) -> dict[str, Any]:
         found = super().train(data, loss_fn, timer, **more)
         self.trained[-1] |= {key: data[key].clone() for key in _TRAINED}
+        self.trained[-1]["update_rows"] = torch.tensor(more.get("gbs", 0))
         return found
 
 

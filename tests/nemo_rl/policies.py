@@ -82,6 +82,7 @@ class LearningPolicy:
 
     cfg: ClassVar[Any] = {"vllm_cfg": {"max_model_len": 128, "async_engine": False}}
     requires_kv_scale_sync = False
+    data_parallel_size = 1
     _NOTHING_TO_DO: ClassVar = {
         "offload_before_refit", "offload_after_refit", "prepare_for_generation",
         "finish_generation", "prepare_for_lp_inference", "prepare_for_training",

@@ -181,3 +181,86 @@ def test_what_an_agent_fails_at_leaves_the_loss_and_nothing_else_does(
     figures = {name: first.native[f"train/gym/{name}"] for name in ("valid", "invalid")}
     assert figures == {"valid": PLAYED - 1, "invalid": 1}
     assert first.native["train/gym/masked_by_environment"] == 1
+
+
+@pytest.fixture
+def delegating(port: int) -> Iterator[str]:
+    """URL of an agent that has every third answer checked by a sub-agent; the masked one's too."""
+
+    def habit(number: int) -> str:
+        return {1: "delegates masked"}.get(number, "delegates" if number % 3 == 0 else "plays")
+
+    server = AgentServer(f"http://127.0.0.1:{port}", habit)
+    running = Threaded(server)
+    yield running.url
+    running.close()
+
+
+def test_sub_agents_are_trained_with_their_rollouts_advantage_in_the_same_updates(
+    tmp_path: Path, byte_policy: Path, port: int, delegating: str
+) -> None:
+    trainer = {"steps": 1, "output_dir": str(tmp_path / "run")}
+    data = {"train": str(tmp_path / "rows.jsonl"), "max_prompt_tokens": 64, "shuffle": False}
+    rows = [make_row(RIGHT), make_row(WRONG)]
+    done = played(
+        tmp_path, byte_policy, rows, delegating, port,
+        trainer=trainer, algorithm={"updates_per_step": 2}, data=data,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    checked = 6  # of the requests 0 to 15 every third one; what was masked has no row
+    (step,) = trained_of(tmp_path)["steps"]
+    sampled = json.loads((tmp_path / "run" / "sampled.json").read_text())
+    assert len(sampled) == PLAYED + checked + 1
+
+    by_rollout: list[list[int]] = []
+    wanted = {tuple(one["prompt"] + one["token_ids"]): one for one in sampled}
+    for number, length in enumerate(step["input_lengths"]):
+        if not step["sample_mask"][number]:  # the masked rollout's, or fills an update up
+            assert not any(step["token_mask"][number])
+            continue
+        ids = step["input_ids"][number][:length]
+        one = wanted[tuple(ids)]
+        text = bytes(token for token in one["prompt"] if token < 256).decode(errors="replace")
+        before = len(one["prompt"])
+        assert step["token_mask"][number][:length] == [0] * before + [1] * (length - before)
+        for name in ("generation_logprobs", "prev_logprobs"):
+            given = torch.tensor(step[name][number][before:length])
+            assert torch.allclose(given, torch.tensor(one["logprobs"]), atol=1e-4), name
+        if "Check " not in text:
+            by_rollout.append([number])
+            continue
+        own = by_rollout[-1][0]
+        answer = bytes(
+            token
+            for token, mine in zip(step["input_ids"][own], step["token_mask"][own], strict=True)
+            if mine and token < 256
+        ).decode(errors="replace")
+        assert f"Check {answer}!" in text  # the sub-agent of this rollout
+        by_rollout[-1].append(number)
+    assert len(by_rollout) == PLAYED - 1
+    assert sum(len(numbers) for numbers in by_rollout) == PLAYED - 1 + checked
+
+    ledger = ledger_of(tmp_path)
+    rewards = torch.zeros(2, 8)
+    valid = torch.ones(2, 8, dtype=torch.bool)
+    for line in ledger:
+        rewards[line["row"], line["sample"]] = line["reward"]
+        valid[line["row"], line["sample"]] = not line.get("mask_sample")
+    assert int(valid.sum()) == PLAYED - 1
+    size = step["update_rows"]
+    assert len(step["input_ids"]) == 2 * size  # two updates, as without sub-agents
+    places = valid.nonzero().tolist()
+    for (group, sample), numbers in zip(places, by_rollout, strict=True):
+        assert {number // size for number in numbers} == {group}
+        kept = rewards[group][valid[group]]
+        scale = float(kept.std()) + 1e-6 if float(kept.std()) else 1.0
+        expected = float(rewards[group, sample] - kept.mean()) / scale
+        for number in numbers:
+            found = torch.tensor(step["advantages"][number][: step["input_lengths"][number]])
+            assert torch.allclose(found, torch.tensor(expected), atol=1e-4)
+
+    (figures,) = (one.native for one in steps_of(tmp_path))
+    assert figures["train/gym/trajectories_per_rollout"] == pytest.approx(1 + checked / 15)
+    assert figures["train/gym/untrained_tokens"] == 0
+    means = [float(rewards[group][valid[group]].mean()) for group in (0, 1)]
+    assert figures["train/reward"] == pytest.approx(sum(means) / 2)  # each rollout once

@@ -120,14 +120,14 @@ def test_rollouts_that_made_nemo_rl_assert_pass_once_they_are_contiguous(tokeniz
             asserted.append(path.stem)
         mended = contiguous(given)
         assert mended is not None
-        log = postprocess(mended, tokenizer)["message_log"]
+        log = postprocess(mended.result, tokenizer)["message_log"]
         # Gym's items don't say which calls a client made twice.
         turns = tuple(replace(turn, call_id="") for turn in rollout.turns)
         built = build(replace(rollout, turns=turns))
         count = sum(len(m["token_ids"]) for m in log if m["role"] == "assistant")
         if rollout.masked is None:
             assert count == longest(built.sequences).trained_tokens
-            assert mended[UNTRAINED_TOKENS] == built.trained_tokens - count
+            assert mended.result[UNTRAINED_TOKENS] == built.trained_tokens - count
     assert {"branches", "compaction", "retried", "sub_agent", "drift_merge"} <= set(asserted)
 
 
@@ -136,8 +136,8 @@ def test_a_contiguous_result_is_left_as_it_is() -> None:
     given = as_gym_gave_it(rollout_of(path))
     mended = contiguous(given)
     assert mended is not None
-    assert mended[wire.RESPONSE] == given[wire.RESPONSE]
-    assert mended[UNTRAINED_TOKENS] == 0
+    assert mended.result[wire.RESPONSE] == given[wire.RESPONSE]
+    assert mended.result[UNTRAINED_TOKENS] == 0
 
 
 def test_a_call_that_generated_nothing_is_no_turn() -> None:
@@ -149,26 +149,32 @@ def test_a_call_that_generated_nothing_is_no_turn() -> None:
     assert contiguous(result_of([{"type": "message", **empty}])) is None
 
 
-@pytest.mark.nemo_rl
-def test_both_adapters_train_the_same_tokens_masks_logprobs_and_advantages(
-    tokenizer: Any, tmp_path: Path
-) -> None:
+TRAINED = [path for path in CASES if longest(build(rollout_of(path)).sequences)]
+REWARDS = [float(number % 3) for number in range(len(TRAINED))]
+GROUPS = [number // 4 for number in range(len(TRAINED))]
+
+
+@pytest.fixture(scope="module")
+def on_verl(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What our verl adapter and verl's GRPO make of the same rollouts."""
     python = ROOT / ".venv" / "bin" / "python"
     if subprocess.run([python, "-c", "import verl"], check=False, capture_output=True).returncode:
         pytest.skip("no .venv with verl beside this one: make setup")
+    script = Path(__file__).with_name("verl_side.py")
+    answer = tmp_path_factory.mktemp("verl") / "verl.json"
+    given = json.dumps([[str(path) for path in TRAINED], REWARDS, GROUPS, str(answer)])
+    subprocess.run([python, script], input=given, text=True, check=True, cwd=ROOT, timeout=300)
+    return json.loads(answer.read_text())
+
+
+@pytest.mark.nemo_rl
+def test_both_adapters_train_the_same_tokens_masks_logprobs_and_advantages(
+    tokenizer: Any, on_verl: Any
+) -> None:
     import torch
     from nemo_rl.algorithms.advantage_estimator import GRPOAdvantageEstimator
 
-    paths = [path for path in CASES if longest(build(rollout_of(path)).sequences)]
-    rewards = [float(number % 3) for number in range(len(paths))]
-    groups = [number // 4 for number in range(len(paths))]
-    script = Path(__file__).with_name("verl_side.py")
-    answer = tmp_path / "verl.json"
-    given = json.dumps([[str(path) for path in paths], rewards, groups, str(answer)])
-    subprocess.run([python, script], input=given, text=True, check=True, cwd=ROOT, timeout=300)
-    theirs = json.loads(answer.read_text())
-
-    sequences = [longest(build(rollout_of(path)).sequences) for path in paths]
+    sequences = [longest(build(rollout_of(path)).sequences) for path in TRAINED]
     logs = [
         postprocess(result_of(output_items(sequence)), tokenizer)["message_log"]
         for sequence in sequences
@@ -178,9 +184,9 @@ def test_both_adapters_train_the_same_tokens_masks_logprobs_and_advantages(
         Section(use_leave_one_out_baseline=False, normalize_rewards=True), None
     )
     advantages = estimator.compute_advantage(
-        torch.tensor(groups)[:, None], torch.tensor(rewards), flat["token_loss_mask"]
+        torch.tensor(GROUPS)[:, None], torch.tensor(REWARDS), flat["token_loss_mask"]
     )
-    for number, other in enumerate(theirs):
+    for number, other in enumerate(on_verl):
         n = int(lengths[number])
         mask = flat["token_loss_mask"][number][:n].bool()
         assert other["token_ids"][:n] == flat["token_ids"][number][:n].tolist()
@@ -192,3 +198,33 @@ def test_both_adapters_train_the_same_tokens_masks_logprobs_and_advantages(
         ]
         expected = torch.tensor(other["advantages"])[:n][mask]
         assert torch.allclose(advantages[number][:n][mask], expected, atol=1e-5)
+
+
+@pytest.mark.nemo_rl
+def test_both_adapters_train_all_sequences_of_a_rollout_alike(tokenizer: Any, on_verl: Any) -> None:
+    several = 0
+    for path, theirs in zip(TRAINED, on_verl, strict=True):
+        rollout = rollout_of(path)
+        mended = contiguous(as_gym_gave_it(rollout), rollout, every=True)
+        assert mended is not None
+        log = postprocess(mended.result, tokenizer)["message_log"]
+        flat, _ = trained([log], tokenizer)
+        names = ("token_ids", "token_loss_mask", "generation_logprobs")
+        own = tuple(flat[name][0].numpy() for name in names)
+        ours = [
+            [ids.tolist(), mask.astype(int).tolist(), logprobs[mask.astype(bool)].tolist()]
+            for ids, mask, logprobs in [own, *mended.others]
+        ]
+        several += len(ours) > 1
+        assert sorted(ours) == sorted(cut(one) for one in theirs["all"])
+        prompt = rollout.turns[0].prompt.token_ids.tolist()  # by which NeMo-RL tells groups
+        assert log[0]["token_ids"].tolist()[: len(prompt)] == prompt
+    assert several >= 4
+
+
+def cut(output: dict[str, Any]) -> list[Any]:
+    """verl's sequence up to its last trained token, as NeMo-RL has it."""
+    stop = len(output["mask"]) - output["mask"][::-1].index(1)
+    mask = output["mask"][:stop]
+    sampled = [x for x, on in zip(output["logprobs"], mask, strict=False) if on]
+    return [output["token_ids"][:stop], mask, sampled]

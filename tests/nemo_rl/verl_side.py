@@ -1,12 +1,14 @@
 """Golden rollouts through our verl adapter and verl's own GRPO advantages; run where verl is.
 
-Reads `[paths, rewards, groups, answer]` from stdin and writes a list to `answer`, for each
-rollout whole sequences of `token_ids`, `mask`, `logprobs` and `advantages`.
+Reads `[paths, rewards, groups, answer]` from stdin and writes a list to `answer`: for each
+rollout the `token_ids`, `mask`, `logprobs` and `advantages` of its longest sequence, and under
+`all` those of all its sequences but for the advantages, which are the rollout's.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +19,25 @@ from rlbridge.contracts.codecs import files
 from rlbridge.onpolicy.build import build
 from rlbridge_verl.trajectory import longest, outputs_of
 
+
+def whole(output: Any) -> dict[str, Any]:
+    before = len(output.prompt_ids)
+    return {
+        "token_ids": [*output.prompt_ids, *output.response_ids],
+        "mask": [0] * before + output.response_mask,
+        "logprobs": [0.0] * before + output.response_logprobs,
+    }
+
+
 paths, rewards, groups, answer = json.load(sys.stdin)
-outputs = []
+outputs, everything = [], []
 for path in paths:
     built = build(files.rollout_from_json(json.loads(Path(path).read_text())["rollout"]))
     made = outputs_of(
         built.sequences, response_length=4096, num_turns=2, metrics=AgentLoopMetrics()
     )
     outputs.append(longest(made))
+    everything.append([whole(output) for output in made])
 width = max(len(output.response_ids) for output in outputs)
 mask = torch.zeros(len(outputs), width)
 scores = torch.zeros(len(outputs), width)
@@ -35,14 +48,7 @@ advantages, _ = compute_grpo_outcome_advantage(
     scores, mask, np.array(groups), norm_adv_by_std_in_grpo=True
 )
 found = []
-for output, row in zip(outputs, advantages.tolist(), strict=True):
-    before = len(output.prompt_ids)
-    found.append(
-        {
-            "token_ids": [*output.prompt_ids, *output.response_ids],
-            "mask": [0] * before + output.response_mask,
-            "logprobs": [0.0] * before + output.response_logprobs,
-            "advantages": [0.0] * before + row[: len(output.response_ids)],
-        }
-    )
+for output, row, made in zip(outputs, advantages.tolist(), everything, strict=True):
+    given = [0.0] * len(output.prompt_ids) + row[: len(output.response_ids)]
+    found.append({**whole(output), "advantages": given, "all": made})
 Path(answer).write_text(json.dumps(found))
