@@ -13,6 +13,7 @@ from rlbridge.errors import ConfigError, RunError
 from rlbridge_nemo_rl.all_sequences import AllSequences, collect, why_longest
 from rlbridge_nemo_rl.sequences import OTHERS, TrainingRow
 from rlbridge_nemo_rl.training_rows import PADDING, updates
+from tests.nemo_rl.policies import LearningPolicy
 
 
 def config(**grpo: Any) -> Any:
@@ -186,6 +187,35 @@ def test_a_sequence_is_trained_with_its_rollouts_advantage_beside_its_row() -> N
         "gym/trajectories_per_rollout": [1.5],
         "gym/untrained_tokens": [0],
     }
+
+
+@pytest.mark.nemo_rl
+def test_each_sampled_token_pulls_by_its_rollouts_advantage_and_padding_by_nothing(
+    tokenizer: Any,
+) -> None:
+    """NeMo-RL's loss over a joined update, against the policy gradient written out."""
+    from nemo_rl.algorithms.loss import ClippedPGLossConfig, ClippedPGLossFn
+
+    recording = Recording(ranks=4)
+    step(recording, {0: [other(5, 6, 7)], 1: [other(7, 8, 9, 8, 9)]}, masked=3)
+    ((whole, options),) = recording.updates
+    assert (options["gbs"], int(whole["sample_mask"].sum())) == (8, 5)
+    policy = LearningPolicy(tokenizer)
+    whole["prev_logprobs"] = policy.get_logprobs(whole)["logprobs"]
+    config = ClippedPGLossConfig(reference_policy_kl_penalty=0.0)
+    sampled = [
+        (0.5, [1, 10, 2]), (0.5, [5, 6, 7]), (-0.5, [1, 11, 2]), (-0.5, [7, 8, 9, 8, 9]),
+        (-0.5, [1, 12, 2]),
+    ]  # fmt: skip
+    loss = torch.tensor(0.0)
+    for advantage, ids in sampled:
+        loss = loss - advantage * policy._next_logprobs(torch.tensor([ids])).sum()
+    (loss / sum(len(ids) - 1 for _, ids in sampled)).backward()
+    torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)  # as the policy does
+    expected = [parameter.grad.clone() for parameter in policy.model.parameters()]
+    policy.train(whole, ClippedPGLossFn(config))
+    for parameter, wanted in zip(policy.model.parameters(), expected, strict=True):
+        assert torch.allclose(parameter.grad, wanted, atol=1e-5)
 
 
 @pytest.mark.nemo_rl
