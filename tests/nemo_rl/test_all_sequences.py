@@ -196,6 +196,8 @@ def test_each_sampled_token_pulls_by_its_rollouts_advantage_and_padding_by_nothi
     """NeMo-RL's loss over a joined update, against the policy gradient written out."""
     from nemo_rl.algorithms.loss import ClippedPGLossConfig, ClippedPGLossFn
 
+    if not hasattr(ClippedPGLossConfig, "model_fields"):
+        pytest.skip("v0.6's loss is another, and its Gym path isn't launched")
     recording = Recording(ranks=4)
     step(recording, {0: [other(5, 6, 7)], 1: [other(7, 8, 9, 8, 9)]}, masked=3)
     ((whole, options),) = recording.updates
