@@ -16,7 +16,7 @@ from rlbridge.rows import messages_of, tools_of
 from rlbridge_nemo_rl import versions
 from rlbridge_nemo_rl.agent_rewards import ORIGIN
 from rlbridge_nemo_rl.agent_servers import AgentServers
-from rlbridge_nemo_rl.all_sequences import AllSequences, why_longest
+from rlbridge_nemo_rl.all_sequences import AllSequences, why_one
 from rlbridge_nemo_rl.gym_gateway import GymGateway
 from rlbridge_nemo_rl.processor import WHERE
 from rlbridge_nemo_rl.training import Training
@@ -55,9 +55,9 @@ def gateway_of(
 
 def sequences_of(config: Any, run: Training) -> AllSequences | None:
     """What trains all of a rollout's sequences; None, with a warning, where NeMo-RL can't."""
-    why = why_longest(config)
+    why = why_one(config)
     if why:
-        run.warn(f"only the longest sequence of a rollout is trained: {why}")
+        run.warn(f"only one sequence of a rollout is trained: {why}")
         return None
     sequences = AllSequences(config)
     if sequences.caveat:

@@ -32,7 +32,7 @@ _TRAINED = {
 }  # fmt: skip
 
 
-def why_longest(config: Any) -> str:
+def why_one(config: Any) -> str:
     """Why a config's update can't take several sequences a rollout; empty if it can.
 
     Args:
@@ -84,7 +84,7 @@ class AllSequences:
     """
 
     def __init__(self, config: Any) -> None:
-        if why := why_longest(config):
+        if why := why_one(config):
             raise ConfigError(f"one training sequence a rollout: {why}")
         policy = versions.section(config, "policy")
         self._update_rows = int(policy["train_global_batch_size"])

@@ -61,7 +61,7 @@ def register(
             a `GymGateway` where NeMo-RL starts them, `AgentServers` where they run already. None
             leaves them to each other.
         sequences: trains all of a rollout's sequences behind that gateway; its `policy` goes to
-            `grpo_train`. None trains each rollout's longest.
+            `grpo_train`. None trains one a rollout (`sequences.representative`).
 
     Raises:
         ConfigError: `sequences` without a gateway.

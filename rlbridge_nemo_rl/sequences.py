@@ -83,19 +83,19 @@ def output_items(sequence: TrainingSequence) -> list[dict[str, Any]]:
     return items
 
 
-def longest(sequences: Sequence[TrainingSequence]) -> TrainingSequence | None:
-    """The sequence that trains most tokens, the last of several; None if none trains any."""
-    trained = [sequence for sequence in sequences if sequence.trained_tokens]
-    return max(reversed(trained), key=lambda sequence: sequence.trained_tokens, default=None)
+def representative(built: Built) -> TrainingSequence | None:
+    """The sequence that is a rollout's row; None if nothing is trained.
 
-
-def first(built: Built) -> TrainingSequence | None:
-    """The sequence with the first call that is trained; None if none is.
-
-    Its prompt is the rollout's first one, by which NeMo-RL tells groups.
+    Of those with the prompt of the first call that is trained the one that trains most tokens, the
+    last of several: NeMo-RL tells groups by that prompt, and a sub-agent's is no other rollout's.
     """
     owners = (built.sequences[owner] for owner in built.owners if owner >= 0)
-    return next((sequence for sequence in owners if sequence.trained_tokens), None)
+    first = next((sequence for sequence in owners if sequence.trained_tokens), None)
+    if first is None:
+        return None
+    prompt = _prompt(first)
+    alike = [one for one in built.sequences if one.trained_tokens and _prompt(one) == prompt]
+    return max(reversed(alike), key=lambda sequence: sequence.trained_tokens)
 
 
 def contiguous(
@@ -110,10 +110,9 @@ def contiguous(
         every: whether somebody trains the other sequences too.
 
     Returns:
-        A result whose token fields are one sequence's: the longest, or with `every` the first; the
-        items that carried the others keep their content without them. There
-        `rlbridge_untrained_tokens` counts what the others would have trained. None if there is
-        nothing to train.
+        A result whose token fields are one sequence's (see `representative`); the items that
+        carried the others keep their content without them. `rlbridge_untrained_tokens` counts
+        what nobody trains. None if there is nothing to train.
 
     Raises:
         ContractError: an item has some of the token fields, or they break their contract.
@@ -126,7 +125,7 @@ def contiguous(
     if not turns:
         return None
     built = build(Rollout("result", turns))
-    chosen = first(built) if every else longest(built.sequences)
+    chosen = representative(built)
     if chosen is None:
         return None
     output = list(response["output"])
@@ -172,6 +171,11 @@ def _filled(item: Mapping[str, Any]) -> Mapping[str, Any]:
     if item.get(wire.GENERATION_TOKEN_IDS) == []:
         return {key: value for key, value in item.items() if key not in wire.TOKEN_FIELDS}
     return item
+
+
+def _prompt(sequence: TrainingSequence) -> bytes:
+    """All before the first trained token, as NeMo-RL reads it."""
+    return sequence.token_ids[: int(np.argmax(sequence.mask))].tobytes()
 
 
 def _already(chosen: TrainingSequence, turns: Sequence[Any], trained: int) -> bool:

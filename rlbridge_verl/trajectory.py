@@ -5,7 +5,7 @@ of the loss. It has no owner of a token either: `extra_fields["parts"]` holds, f
 part of the response, where it begins and ends, its turn, and the weights that sampled it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -66,11 +66,6 @@ def _output(sequence: TrainingSequence, response_length: int) -> dict[str, Any]:
             **_step_range(sequence),
         },
     }
-
-
-def longest(outputs: Sequence[AgentLoopOutput]) -> AgentLoopOutput:
-    """The output that trains most tokens; the last of several."""
-    return max(reversed(outputs), key=lambda output: sum(output.response_mask))
 
 
 def _step_range(sequence: TrainingSequence) -> dict[str, Any]:

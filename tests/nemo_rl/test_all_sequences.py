@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlbridge.errors import ConfigError, RunError
-from rlbridge_nemo_rl.all_sequences import AllSequences, collect, why_longest
+from rlbridge_nemo_rl.all_sequences import AllSequences, collect, why_one
 from rlbridge_nemo_rl.sequences import OTHERS, TrainingRow
 from rlbridge_nemo_rl.training_rows import PADDING, updates
 from tests.nemo_rl.policies import LearningPolicy
@@ -60,7 +60,7 @@ def test_an_update_without_other_sequences_keeps_its_rows() -> None:
 def test_a_loop_that_cannot_take_several_sequences_is_named(
     wrong: dict[str, Any], named: str
 ) -> None:
-    assert named in why_longest(config(**wrong))
+    assert named in why_one(config(**wrong))
     with pytest.raises(ConfigError, match=named):
         AllSequences(config(**wrong))
 

@@ -126,7 +126,9 @@ def test_a_batch_nobody_has_a_reward_for_has_no_figures_of_one(tokenizer: Any) -
     assert not [name for name in out.rollout_metrics if "reward" in name]
 
 
-def test_a_history_that_is_not_contiguous_trains_its_longest_sequence(tokenizer: Any) -> None:
+def test_a_history_that_is_not_contiguous_trains_the_sequence_that_is_its_row(
+    tokenizer: Any,
+) -> None:
     batch = rollout(tokenizer, ["drifted", "good"]).final_batch
     assert batch["reward_valid"].tolist() == [True, True]
     log = batch["message_log"][0]

@@ -13,7 +13,7 @@ from rlbridge.contracts import wire
 from rlbridge.contracts.codecs import files
 from rlbridge.contracts.sequence import TrainingSequence
 from rlbridge.onpolicy.build import build
-from rlbridge_nemo_rl.sequences import UNTRAINED_TOKENS, contiguous, longest, output_items
+from rlbridge_nemo_rl.sequences import UNTRAINED_TOKENS, contiguous, output_items, representative
 from tests.nemo_rl.conftest import ROOT, Section
 
 CASES = sorted((ROOT / "tests" / "golden" / "cases").glob("*.json"))
@@ -126,7 +126,7 @@ def test_rollouts_that_made_nemo_rl_assert_pass_once_they_are_contiguous(tokeniz
         built = build(replace(rollout, turns=turns))
         count = sum(len(m["token_ids"]) for m in log if m["role"] == "assistant")
         if rollout.masked is None:
-            assert count == longest(built.sequences).trained_tokens
+            assert count == representative(built).trained_tokens
             assert mended.result[UNTRAINED_TOKENS] == built.trained_tokens - count
     assert {"branches", "compaction", "retried", "sub_agent", "drift_merge"} <= set(asserted)
 
@@ -140,6 +140,33 @@ def test_a_contiguous_result_is_left_as_it_is() -> None:
     assert mended.result[UNTRAINED_TOKENS] == 0
 
 
+def call(prompt: list[int], sampled: list[int]) -> dict[str, Any]:
+    return {
+        "type": "message",
+        wire.PROMPT_TOKEN_IDS: prompt,
+        wire.GENERATION_TOKEN_IDS: sampled,
+        wire.GENERATION_LOG_PROBS: [-1.0] * len(sampled),
+    }
+
+
+def test_a_rollout_is_in_its_group_by_its_first_prompt_whatever_a_sub_agent_wrote() -> None:
+    given = result_of([call([1, 2], [3]), call([7], [8] * 9)])
+    mended = contiguous(given, every=True)
+    assert mended is not None
+    own = mended.result[wire.RESPONSE]["output"][-1]
+    assert (own[wire.PROMPT_TOKEN_IDS], own[wire.GENERATION_TOKEN_IDS]) == ([1, 2], [3])
+    assert [other.token_ids.tolist() for other in mended.others] == [[7] + [8] * 9]
+
+
+def test_of_answers_to_the_first_prompt_the_one_that_went_on_is_the_row() -> None:
+    given = result_of([call([1, 2], [3]), call([1, 2], [4]), call([1, 2, 4, 5], [6, 6])])
+    mended = contiguous(given)
+    assert mended is not None
+    runs = mended.result[wire.RESPONSE]["output"][-2:]
+    assert [run[wire.GENERATION_TOKEN_IDS] for run in runs] == [[4], [6, 6]]
+    assert mended.result[UNTRAINED_TOKENS] == 1
+
+
 def test_a_call_that_generated_nothing_is_no_turn() -> None:
     empty = {
         wire.PROMPT_TOKEN_IDS: [1],
@@ -149,7 +176,7 @@ def test_a_call_that_generated_nothing_is_no_turn() -> None:
     assert contiguous(result_of([{"type": "message", **empty}])) is None
 
 
-TRAINED = [path for path in CASES if longest(build(rollout_of(path)).sequences)]
+TRAINED = [path for path in CASES if representative(build(rollout_of(path)))]
 REWARDS = [float(number % 3) for number in range(len(TRAINED))]
 GROUPS = [number // 4 for number in range(len(TRAINED))]
 
@@ -174,7 +201,7 @@ def test_both_adapters_train_the_same_tokens_masks_logprobs_and_advantages(
     import torch
     from nemo_rl.algorithms.advantage_estimator import GRPOAdvantageEstimator
 
-    sequences = [longest(build(rollout_of(path)).sequences) for path in TRAINED]
+    sequences = [representative(build(rollout_of(path))) for path in TRAINED]
     logs = [
         postprocess(result_of(output_items(sequence)), tokenizer)["message_log"]
         for sequence in sequences

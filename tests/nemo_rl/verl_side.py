@@ -1,8 +1,8 @@
 """Golden rollouts through our verl adapter and verl's own GRPO advantages; run where verl is.
 
 Reads `[paths, rewards, groups, answer]` from stdin and writes a list to `answer`: for each
-rollout the `token_ids`, `mask`, `logprobs` and `advantages` of its longest sequence, and under
-`all` those of all its sequences but for the advantages, which are the rollout's.
+rollout the `token_ids`, `mask`, `logprobs` and `advantages` of the sequence that is its row on
+NeMo-RL, and under `all` those of all its sequences but for the advantages, which are the rollout's.
 """
 
 import json
@@ -17,7 +17,8 @@ from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
 from rlbridge.contracts.codecs import files
 from rlbridge.onpolicy.build import build
-from rlbridge_verl.trajectory import longest, outputs_of
+from rlbridge_nemo_rl.sequences import representative
+from rlbridge_verl.trajectory import outputs_of
 
 
 def whole(output: Any) -> dict[str, Any]:
@@ -36,7 +37,8 @@ for path in paths:
     made = outputs_of(
         built.sequences, response_length=4096, num_turns=2, metrics=AgentLoopMetrics()
     )
-    outputs.append(longest(made))
+    trained = [one for one in built.sequences if one.trained_tokens]
+    outputs.append(made[trained.index(representative(built))])
     everything.append([whole(output) for output in made])
 width = max(len(output.response_ids) for output in outputs)
 mask = torch.zeros(len(outputs), width)

@@ -14,7 +14,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # verl imports what Ray has deprecated
     from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 
-    from rlbridge_verl.trajectory import longest, outputs_of
+    from rlbridge_verl.trajectory import outputs_of
 
 from rlbridge.contracts.codecs import files
 from rlbridge.onpolicy.build import build
@@ -68,10 +68,3 @@ def test_what_does_not_fit_is_cut_off_and_counted() -> None:
     (cut,) = _outputs(case, response_length=len(whole.response_ids) - 1)
     assert cut.response_ids == whole.response_ids[:-1]
     assert cut.extra_fields["cut_tokens"] == 1
-
-
-def test_the_longest_of_several_trains_most_tokens() -> None:
-    case = json.loads((CASES[0].parent / "branches.json").read_text())
-    outputs = _outputs(case)
-    assert len(outputs) > 1
-    assert sum(longest(outputs).response_mask) == max(sum(o.response_mask) for o in outputs)
