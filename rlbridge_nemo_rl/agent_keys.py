@@ -65,11 +65,6 @@ def refuse(config: RunConfig) -> None:
             "own; remove it, or set it to their number",
         ),
         (
-            bool(native.get("grpo.async_grpo.enabled")),
-            "nemo_rl.grpo.async_grpo.enabled: async GRPO rolls out in a process that can't tell "
-            "our gateway when; agent.loop=run needs the synchronous trainer",
-        ),
-        (
             bool(native.get("env.nemo_gym.is_trajectory_collection")),
             "nemo_rl.env.nemo_gym.is_trajectory_collection: that is NeMo-RL's own script's, and "
             "`rlbridge run` trains; remove it",

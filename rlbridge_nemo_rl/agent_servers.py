@@ -9,9 +9,10 @@ The model server of the agent at 8001 asks `http://127.0.0.1:8100/v1`, where our
 Servers that name the same port share a gateway. All of them are the same agent: a row goes to any.
 """
 
+import contextlib
 import functools
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from rlbridge_nemo_rl.actor_behind import ActorBehind
 from rlbridge_nemo_rl.agent_rewards import LEDGER
 from rlbridge_nemo_rl.gym_calls import AGENTS, CLIENT, GATEWAY
 from rlbridge_nemo_rl.gym_gateway import GymGateway
+from rlbridge_nemo_rl.refits import refitting
 
 MODEL = "policy"
 """The name by which the agents' model servers ask for the policy; the same as on verl."""
@@ -106,6 +108,22 @@ class AgentServers:
         """End the gateways; captured calls stay, and the agents run on."""
         for gateway in self._gateways.values():
             gateway.stop()
+
+    @contextlib.contextmanager
+    def serving(
+        self, urls: Callable[[], Sequence[str | None]], weights: int | None = None
+    ) -> Iterator[None]:
+        """Let every gateway ask the engines while this is open; see `GymGateway.serving`."""
+        with contextlib.ExitStack() as stack:
+            for gateway in self._gateways.values():
+                stack.enter_context(gateway.serving(urls, weights))
+            yield
+
+    @contextlib.contextmanager
+    def refitting(self) -> Iterator[None]:
+        """Around a change of the weights while agents play; see `refits.refitting`."""
+        with refitting(self._gateways.values()):
+            yield
 
     def around(self, rollout: Callable[..., Any]) -> Callable[..., Any]:
         """NeMo-RL's Gym rollout, with its engines known to every gateway while it runs."""

@@ -3,12 +3,14 @@
 The loop prints the error that ends it and returns as if all were well; it waits without end for
 rollouts that never come; and its collector reads the data once. Its timer is the one place where
 it says what it is doing: `total_step_time` is a step, and an error goes out through it;
-`exposed_generation` is the trainer waiting for rollouts, in 0.6, 0.7 and the head alike.
+`exposed_generation` is the trainer waiting for rollouts and `weight_sync` the engines getting new
+weights, in 0.6, 0.7 and the head alike.
 """
 
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from rlbridge.errors import RunError
 from rlbridge_nemo_rl import versions
 from rlbridge_nemo_rl.stall import StallWatch
 
-_STEP, _WAIT = "total_step_time", "exposed_generation"
+_STEP, _WAIT, _REFIT = "total_step_time", "exposed_generation", "weight_sync"
 _STEPS, _MUST_SAVE_BY = "max_num_steps", "checkpoint_must_save_by"
 
 
@@ -27,12 +29,20 @@ class LoopWatch:
         stall: is told when the trainer waits.
         begun: a file that is there once rollouts are collected; before that, processes start.
         ending: called when an error ends the loop, before it ends its workers.
+        refitting: open while the engines' weights change.
     """
 
-    def __init__(self, stall: StallWatch, begun: Path, ending: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        stall: StallWatch,
+        begun: Path,
+        ending: Callable[[], None],
+        refitting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
         self._stall = stall
         self._begun = begun
         self._ending = ending
+        self._around = {_WAIT: stall.waiting, _REFIT: refitting}
         self._first_wait = contextlib.ExitStack()
         self.error: BaseException | None = None
         """What ended the loop."""
@@ -51,7 +61,7 @@ class LoopWatch:
         if label == _STEP:
             self._first_wait.close()
         try:
-            with self._stall.waiting() if label == _WAIT else contextlib.nullcontext():
+            with self._around.get(label, contextlib.nullcontext)():
                 yield
         except BaseException as error:
             if label == _STEP:

@@ -19,10 +19,12 @@ from rlbridge_nemo_rl.offline_keys import offline_keys
 DRIVER = "rlbridge_nemo_rl.driver"
 METRICS = "nemo_rl_metrics.jsonl"
 # Actors that must live as long as the run, by the class names Ray puts into process titles. Our
-# environment isn't one: Ray restarts it, and the run goes on.
+# environment isn't one: Ray restarts it, and the run goes on. Nobody repeats a running agent's
+# rollouts, and async GRPO's collector waits for those that are lost.
 COMPONENTS = (
     "VllmGenerationWorker", "VllmAsyncGenerationWorker", "DTensorPolicyWorker",
     "MegatronPolicyWorker", "AsyncTrajectoryCollector", "ReplayBuffer", "rlbridge gateway serve",
+    "_RunningAgents",
 )  # fmt: skip
 
 

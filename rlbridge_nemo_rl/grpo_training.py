@@ -6,8 +6,11 @@ Registered before the data are set up; prompts that are too long are refused, an
 are told each step, for which NeMo-RL has no place.
 """
 
+import contextlib
 import os
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from rlbridge_nemo_rl import agent_training, versions
@@ -85,10 +88,21 @@ def _train(
     ending = agent_training.ending(made.nemo_gym)
     with ending, watch.training(), versions.finishing(made.checkpointer):
         if is_async:
-            overheard = LoopWatch(watch, begun, lambda: run.note("ending"))
-            train_async(config, arguments, made.extras, lambda: steps.done, overheard)
+            served, refitting = _served(gateway, made, steps.done)
+            overheard = LoopWatch(watch, begun, lambda: run.note("ending"), refitting)
+            with served:
+                train_async(config, arguments, made.extras, lambda: steps.done, overheard)
         else:
             grpo.grpo_train(*arguments)
+
+
+def _served(
+    gateway: GymGateway | AgentServers | None, made: versions.Parts, step: int
+) -> tuple[AbstractContextManager[None], Callable[[], AbstractContextManager[None]]]:
+    """What is open around async training, and around each change of the engines' weights."""
+    if gateway is None:
+        return contextlib.nullcontext(), contextlib.nullcontext
+    return agent_training.served(gateway, made, step), gateway.refitting
 
 
 def _register(

@@ -62,9 +62,11 @@ class _TolerantGym(_Plain):  # type: ignore[misc,unused-ignore]
         self._folder = Path(folder) if folder else None
         self._ledger = RewardLedger(self._folder) if self._folder else None
         self._step = restarts.remembered(self._folder)[0] if self._folder else 1
+        self._ended = False
 
     def shutdown(self) -> None:
         """End Gym, and its servers where it ends only the shells that it started them by."""
+        self._ended = True
         started = gym_servers.processes()
         try:
             super().shutdown()
@@ -123,8 +125,14 @@ class _TolerantGym(_Plain):  # type: ignore[misc,unused-ignore]
     async def _results(
         self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, rewards: RolloutRewards
     ) -> AsyncIterator[tuple[int, dict[str, Any]]]:
-        """Each rollout's number and result, as it comes; its reward is recorded."""
+        """Each rollout's number and result, as it comes; its reward is recorded.
+
+        Raises:
+            RunError: training ended meanwhile, as async GRPO does; nobody failed at these.
+        """
         async for played in self._play(rows):
+            if self._ended:
+                raise RunError("training ended while agents played")
             reward, result = self._read(played, rows[played.number], tokenizer)
             rewards.note(played.number, reward)
             yield played.number, result

@@ -40,7 +40,7 @@ def check(config: Any) -> None:
     generation = versions.section(config, "policy")["generation"]
     vllm = generation.get("vllm_cfg") or {}
     grpo, env = versions.section(config, "grpo"), versions.section(config, "env")
-    asynchronous = versions.value(grpo, "async_grpo") or {}
+    is_async = bool(versions.value(versions.value(grpo, "async_grpo") or {}, "enabled"))
     sampled = {name: generation.get(name) for name in ("temperature", "top_p")}
     path, generating = "policy.generation", "policy.generation.vllm_cfg"
     rules = (
@@ -68,9 +68,14 @@ def check(config: Any) -> None:
             "grpo.max_val_samples: must be null; all validation rows are used",
         ),
         (
-            bool(versions.value(asynchronous, "enabled")),
-            "grpo.async_grpo.enabled: its rollouts run in another process, which can't tell the "
-            "gateway when; use the synchronous trainer, or register() without a gateway",
+            is_async and bool((generation.get("colocated") or {}).get("enabled")),
+            f"{path}.colocated.enabled: must be false with grpo.async_grpo, whose engines answer "
+            "while the policy trains",
+        ),
+        (
+            is_async and bool((env.get("nemo_gym") or {}).get("effort_levels")),
+            "env.nemo_gym.effort_levels: NeMo-RL shapes rewards by them in the synchronous loop "
+            "and in validation, and not in async GRPO; remove one of the two",
         ),
     )
     for broken, message in rules:

@@ -6,7 +6,9 @@ In a launcher of NeMo-RL's Gym path, behind `setup_nemo_gym_config` and before `
 
 A process on loopback that ends with the launcher. Gym gets its URL for the engines', and its actor
 is made on the launcher's node. The engines are published to it for the length of a rollout alone:
-a colocated vLLM sleeps between rollouts, and one that sleeps must not be asked for a token.
+a colocated vLLM sleeps between rollouts, and one that sleeps must not be asked for a token. Those
+of async GRPO never sleep, and it rolls out all the time in another process: they are published for
+as long as it trains.
 Refuses configs that NeMo-RL's Gym path, or this way into it, can't run (`gym_flags.check`).
 """
 
@@ -31,6 +33,7 @@ from rlbridge_nemo_rl.actor_behind import ActorBehind
 from rlbridge_nemo_rl.agent_rewards import LEDGER
 from rlbridge_nemo_rl.gym_calls import GATEWAY, ask
 from rlbridge_nemo_rl.gym_flags import check
+from rlbridge_nemo_rl.refits import refitting
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.2
@@ -78,6 +81,9 @@ class GymGateway:
         self._ready_timeout_s = ready_timeout_s
         self._wait_for_all = True
         self._process: subprocess.Popen[bytes] | None = None
+        self._urls: tuple[str, ...] = ()
+        self.weights: int | None = None
+        """The version of the weights that the engines serve; None where nobody counts them."""
         self.url = f"http://127.0.0.1:{port or _free_port()}"
         only = {"temperature": temperature, "top_p": top_p}
         self._config = {
@@ -88,6 +94,7 @@ class GymGateway:
                 "logprobs_mode": logprobs_mode,
                 "ready_timeout_s": _FOREVER_S,
                 "health_interval_s": 0.5,  # how soon it sees that a rollout began
+                "salt_by_version": False,  # whether old weights' caches are used is NeMo-RL's say
                 **only,
             },
             "tokenizer": tokenizer,
@@ -129,7 +136,7 @@ class GymGateway:
         if self._process is not None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._publish(())
+        self.serve(None)
         path = self.folder / "gateway.yaml"
         path.write_text(yaml.safe_dump(self._config, sort_keys=False), encoding="utf-8")
         command = [sys.executable, "-m", "rlbridge", "gateway", "serve", str(path)]
@@ -153,23 +160,54 @@ class GymGateway:
             self._process = None
 
     @contextlib.contextmanager
-    def serving(self, urls: Callable[[], Sequence[str | None]]) -> Iterator[None]:
-        """Let the gateway ask the engines until the rollout ends.
+    def serving(
+        self, urls: Callable[[], Sequence[str | None]], weights: int | None = None
+    ) -> Iterator[None]:
+        """Let the gateway ask the engines while this is open. Inside another, that one counts.
 
         Args:
             urls: gives the engines' base URLs, None for one that has none yet.
+            weights: version of the weights that they serve, which `refitting` counts on.
 
         Raises:
             RunError: no engine got a URL in time, or the gateway ended or isn't ready in time.
         """
+        if self._urls:
+            self._see_that_it_runs()
+            yield
+            return
         deadline = time.monotonic() + self._ready_timeout_s
         self.start()
-        self._publish(self._complete(urls, deadline))
+        self._urls = self._complete(urls, deadline)
+        self.serve(weights)
         try:
-            self._wait_until_ready(deadline)
+            self._wait_until(self._why_not_ready, deadline)
             yield
         finally:
-            self._publish(())
+            self._urls = ()
+            self.serve(None)
+
+    @contextlib.contextmanager
+    def refitting(self) -> Iterator[None]:
+        """Around a change of the weights while agents play; see `refits.refitting`."""
+        with refitting([self]):
+            yield
+
+    def serve(self, weights: int | None) -> None:
+        """Tell the gateway which engines there are, and the version of what they serve."""
+        self.weights = weights
+        publish(
+            self._engines,
+            RegistryEntry(urls=self._urls, model=self._model, policy_version=weights),
+        )
+
+    def wait_until_unlabelled(self) -> None:
+        """Wait until no answer gets a version any more.
+
+        Raises:
+            RunError: the gateway ended, or doesn't say so in time.
+        """
+        self._wait_until(self._why_labelled, time.monotonic() + self._ready_timeout_s)
 
     def actor(self) -> Any:
         """What `setup` is to make in the place of NeMo-RL's Gym actor: ours, before this gateway.
@@ -192,9 +230,6 @@ class GymGateway:
                 return rollout(policy_generation, *args, **kwargs)
 
         return published
-
-    def _publish(self, urls: Sequence[str]) -> None:
-        publish(self._engines, RegistryEntry(urls=tuple(urls), model=self._model))
 
     def _complete(
         self, urls: Callable[[], Sequence[str | None]], deadline: float
@@ -220,14 +255,14 @@ class GymGateway:
         if self._process is None or self._process.poll() is not None:
             raise RunError(f"the gateway at {self.url} ended; see {self._log}")
 
-    def _wait_until_ready(self, deadline: float) -> None:
-        reason = "it doesn't answer"
+    def _wait_until(self, why_not: Callable[[], str], deadline: float) -> None:
         while True:
             self._see_that_it_runs()
+            reason = "it doesn't answer"
             with contextlib.suppress(OSError):
-                ready, reason = _look(f"{self.url}/ready")
-                if ready:
-                    return
+                reason = why_not()
+            if not reason:
+                return
             if time.monotonic() > deadline:
                 raise RunError(
                     f"the gateway at {self.url} was not ready in {self._ready_timeout_s:g} s: "
@@ -235,13 +270,19 @@ class GymGateway:
                 )
             time.sleep(_POLL_S)
 
+    def _why_not_ready(self) -> str:
+        """Why a call wouldn't be answered now; empty if it would."""
+        try:
+            ready = json.loads(ask("GET", f"{self.url}/ready", _LOOK_TIMEOUT_S)).get("ready")
+        except urllib.error.HTTPError as error:
+            return error.read().decode(errors="replace")[:300]
+        return "" if ready else "it isn't ready"
 
-def _look(url: str) -> tuple[bool, str]:
-    """Whether it says that it is ready, and if not, why."""
-    try:
-        return bool(json.loads(ask("GET", url, _LOOK_TIMEOUT_S)).get("ready")), ""
-    except urllib.error.HTTPError as error:
-        return False, error.read().decode(errors="replace")[:300]
+    def _why_labelled(self) -> str:
+        """Which engines' answers get a version; empty if none do."""
+        status = json.loads(ask("GET", f"{self.url}/status", _LOOK_TIMEOUT_S))
+        labelled = [one["url"] for one in status["replicas"] if one["version"] is not None]
+        return f"it doesn't see that weights change at {', '.join(labelled)}" if labelled else ""
 
 
 def _free_port() -> int:

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from rlbridge.errors import ConfigError
-from rlbridge_nemo_rl import versions
+from rlbridge_nemo_rl import agent_figures, versions
 from rlbridge_nemo_rl.agent_servers import AgentServers
 from rlbridge_nemo_rl.all_sequences import AllSequences, collect
 from rlbridge_nemo_rl.gym_gateway import GymGateway
@@ -40,6 +40,7 @@ ENVIRONMENT_CLASS = "rlbridge_nemo_rl.environment.OnThisNode"
 _OF_REWARDS = re.compile(r"^total_reward/|/reward/[a-z]+$")
 _GYM_ACTOR = "nemo_rl.environments.nemo_gym.NemoGym"
 _ESTIMATOR = "_create_advantage_estimator"
+_AGGREGATION = "aggregate_rollout_metrics"
 
 
 def register(
@@ -103,6 +104,9 @@ def mask_missing_rewards(
     original = _plain(getattr(grpo, name))
     rollout = original if gateway is None else gateway.around(original)
     setattr(grpo, name, _around(original, _settled(rollout, around_rollout)))
+    if hasattr(grpo, _AGGREGATION):  # not in 0.6, which has no Gym path of ours
+        original = _plain(getattr(grpo, _AGGREGATION))
+        setattr(grpo, _AGGREGATION, _around(original, agent_figures.summed(original)))
     setattr(grpo, _ESTIMATOR, _estimating(_plain(getattr(grpo, _ESTIMATOR)), share, sequences))
 
 

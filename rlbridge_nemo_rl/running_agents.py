@@ -1,11 +1,13 @@
 """Gym's agents that run already, as NeMo-RL's Gym actor: posts each row to an agent's `/run`.
 
 Made by `setup` in the place of NeMo-RL's actor, in the launcher's Python environment. Starts no
-Gym. The n-th rollout of a batch goes to the n-th server, and round again: the servers are the same
-agent several times. `/run` is never sent twice, for nobody knows what the first one did.
+Gym. Rollouts go round the servers in turn, from one batch to the next, of which async GRPO has many
+small ones: the servers are the same agent several times. `/run` is never sent twice, for nobody
+knows what the first one did.
 """
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +32,7 @@ class _RunningAgents(_Gym):  # type: ignore[misc,valid-type]
             (GymClient(GymConfig.parse({**cfg[CLIENT], "url": agent["url"]})), agent[GATEWAY])
             for agent in cfg[AGENTS]
         ]
+        self._turns = itertools.cycle(range(len(self._agents)))
 
     async def _spinup(self) -> None:
         """See that each agent answers.
@@ -43,7 +46,8 @@ class _RunningAgents(_Gym):  # type: ignore[misc,valid-type]
     async def _play(self, rows: Sequence[Mapping[str, Any]]) -> AsyncIterator[Played]:
         calls = [Calls(gateway) for _, gateway in self._agents]
         tasks = [
-            asyncio.create_task(self._run(number, row, calls)) for number, row in enumerate(rows)
+            asyncio.create_task(self._run(number, row, next(self._turns), calls))
+            for number, row in enumerate(rows)
         ]
         try:
             for task in asyncio.as_completed(tasks):
@@ -54,8 +58,9 @@ class _RunningAgents(_Gym):  # type: ignore[misc,valid-type]
             for sessions in calls:
                 await sessions.forget()
 
-    async def _run(self, number: int, row: Mapping[str, Any], calls: Sequence[Calls]) -> Played:
-        at = number % len(self._agents)
+    async def _run(
+        self, number: int, row: Mapping[str, Any], at: int, calls: Sequence[Calls]
+    ) -> Played:
         asked = calls[at].in_session(row)
         asked.pop(_ROW_INDEX, None)
         reward, answer = await self._agents[at][0].run(asked)
@@ -68,6 +73,7 @@ class _RunningAgents(_Gym):  # type: ignore[misc,valid-type]
 
     async def shutdown(self) -> None:
         """Close all connections; the agents run on."""
+        self._ended = True
         for client, _ in self._agents:
             await client.aclose()
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from rlbridge.errors import RunError
+from rlbridge_nemo_rl import agent_figures
 
 NO_REWARD = float("nan")
 """What stands in a rewards tensor where there is no reward."""
@@ -251,7 +252,9 @@ class ValidAdvantages:
             in_loss = repeated_batch.get("loss_multiplier")  # the same tensor, in 0.6's async loop
         if in_loss is not None:
             in_loss.mul_(valid)
-        self.last_metrics = figures(rewards, valid)
+        self.last_metrics = figures(rewards, valid) | agent_figures.of_valid(
+            rewards, valid, repeated_batch
+        )
         groups = [row.numpy().tobytes() for row in prompt_ids.cpu()]
         rewards.copy_(filled(rewards, valid, groups))
         advantages = torch.zeros(mask.shape, dtype=torch.float32)

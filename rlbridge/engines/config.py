@@ -74,6 +74,8 @@ class PolicyConfig(StrictModel):
     """Between two looks at a replica's health and weights, and at a watched source."""
     health_timeout_s: float = Field(default=5.0, gt=0)
     """Deadline of one such look."""
+    salt_by_version: bool = True
+    """Prefixes cached under other weights are never hit; false leaves caches to the trainer."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -138,7 +138,7 @@ class ReplicaPool(Engine):
 
     def _salted(self, call: EngineCall, member: Member) -> EngineCall:
         """The call with a salt of the weights: prefixes cached under others are never hit."""
-        if member.version is None:
+        if member.version is None or not self._config.salt_by_version:
             return call
         return replace(call, cache_salt=f"{call.cache_salt}@{member.version}")
 

@@ -268,6 +268,16 @@ async def test_a_restarted_replica_is_labelled_with_the_published_weights(tmp_pa
         assert server.generations[-1]["cache_salt"] == "@5"
 
 
+async def test_caches_may_be_left_to_the_trainer(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    server = VllmServer(dev=False)
+    async with pool(server, file=path, salt_by_version=False) as engine:
+        publish(path, RegistryEntry(urls=(server.url,), policy_version=5))
+        (answer,) = await engine.generate(CALL)
+        assert answer.policy_version == 5
+        assert "cache_salt" not in server.generations[-1]
+
+
 @pytest.mark.parametrize("other", [VllmServer(model="other"), VllmServer(kind="text")])
 async def test_replicas_that_serve_something_else_are_left_out(other: VllmServer) -> None:
     server = VllmServer(model="tiny")

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,19 +89,31 @@ class RunningAgent:
         return (one(row) for row in examples)
 
 
+async def _at_once() -> None:
+    """What an agent does between two calls that has nothing to do."""
+
+
 class AgentServer(LocalServer):
     """A Gym agent at `/run`, which asks the policy once, by the session it is given.
 
     Args:
         policy_url: base URL of what it asks, without /v1.
         habit: from the number of the request, from 0 on, words: `fails`, `masked`, `delegates` (a
-            sub-agent checks the answer); the reward is 1.0 where the answer has an A.
+            sub-agent checks the answer), `twice` (a second question behind the first); the reward
+            is 1.0 where the first answer has an A.
+        meanwhile: between the two calls of `twice`.
     """
 
-    def __init__(self, policy_url: str, habit: Callable[[int], str]) -> None:
+    def __init__(
+        self,
+        policy_url: str,
+        habit: Callable[[int], str],
+        meanwhile: Callable[[], Awaitable[None]] = _at_once,
+    ) -> None:
         super().__init__()
         self._policy_url = policy_url
         self._habit = habit
+        self._meanwhile = meanwhile
         self.runs: list[dict[str, Any]] = []
 
     async def answer(self, exchange: Exchange) -> bool:
@@ -113,13 +125,17 @@ class AgentServer(LocalServer):
         if "fails" in habit:
             return await exchange.send(500, b"the sandbox is gone", "text/plain")
         params = row["responses_create_params"]
-        message = await self._ask(params, params["input"])
+        messages = [await self._ask(params, params["input"])]
         if "delegates" in habit:
-            await self._ask(params, [{"role": "user", "content": f"Check {message['content']}!"}])
+            check = f"Check {messages[0]['content']}!"
+            await self._ask(params, [{"role": "user", "content": check}])
+        if "twice" in habit:
+            await self._meanwhile()
+            messages.append(await self._ask(params, [*params["input"], *messages, MORE]))
         found = {
             "responses_create_params": params,
-            "response": {"output": [_item(message)]},
-            "reward": float("A" in message["content"]),
+            "response": {"output": [_item(message) for message in messages]},
+            "reward": float("A" in messages[0]["content"]),
             "mask_sample": "masked" in habit,
         }
         return await exchange.send(200, found)

@@ -75,11 +75,17 @@ class Sampling(FakeModel):
         return Sample(new, logprobs, text, 0, "stop" if ended else "length", None)
 
 
-def setup(config: Any, tokenizer: Any, dataset: Any, val_dataset: Any) -> tuple[Any, ...]:
+def setup(
+    config: Any,
+    tokenizer: Any,
+    dataset: Any,
+    val_dataset: Any,
+    kind: type[ServedPolicy] = ServedPolicy,
+) -> tuple[Any, ...]:
     """The 13 values of `setup`, with Gym's actor made as it makes it."""
     from tests.nemo_rl.driver_on_cpu import setup as made
 
-    policy = ServedPolicy(tokenizer, config.policy["model_name"])
+    policy = kind(tokenizer, config.policy["model_name"])
     inputs = {
         dataset[n]["extra_env_info"]["responses_create_params"]["input"][0]["content"]
         for n in range(len(dataset))
@@ -120,12 +126,17 @@ def gym_actor(config: Any, tokenizer: Any) -> Any:
     return actor
 
 
-def main(arguments: list[str], started: Callable[[Any, Any], None] | None = None) -> int:
+def main(
+    arguments: list[str],
+    started: Callable[[Any, Any], None] | None = None,
+    make: Callable[..., tuple[Any, ...]] = setup,
+) -> int:
     """Train, and note what was sampled.
 
     Args:
         arguments: of the driver.
         started: called with the config and Gym's actor once the actor has started.
+        make: stands for NeMo-RL's `setup`.
     """
     from nemo_rl.algorithms import grpo
 
@@ -134,7 +145,7 @@ def main(arguments: list[str], started: Callable[[Any, Any], None] | None = None
     served: list[ServedPolicy] = []
 
     def noted(config: Any, *given: Any) -> tuple[Any, ...]:
-        parts = setup(config, *given)
+        parts = make(config, *given)
         served.append(parts[0])
         if started is not None:
             started(config, parts[2])

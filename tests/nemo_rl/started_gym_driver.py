@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
-from tests.nemo_rl import gym_driver_on_cpu, gym_python
+from tests.nemo_rl import async_gym_driver_on_cpu, gym_driver_on_cpu, gym_python
 
 
 def note_and_kill(config: Any, actor: Any) -> None:
@@ -45,4 +46,9 @@ if __name__ == "__main__":
     # Its own is a `uv run` with Gym's extra, of which `grpo.setup` makes an environment.
     python = os.environ["GYM_ACTOR_PYTHON"]
     ACTOR_ENVIRONMENT_REGISTRY["nemo_rl.environments.nemo_gym.NemoGym"] = python
-    sys.exit(gym_driver_on_cpu.main(sys.argv[1:], note_and_kill))
+    native = yaml.safe_load(Path(sys.argv[-1]).read_text())
+    make = gym_driver_on_cpu.setup
+    if native["grpo"]["async_grpo"]["enabled"]:
+        async_gym_driver_on_cpu.collect_here()
+        make = async_gym_driver_on_cpu.setup
+    sys.exit(gym_driver_on_cpu.main(sys.argv[1:], note_and_kill, make))

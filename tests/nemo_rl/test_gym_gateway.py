@@ -280,13 +280,27 @@ def config(**changed: Any) -> Any:
         ("policy.generation.stop_strings", ["x"]),
         ("policy.generation.top_k", 5),
         ("grpo.max_val_samples", 8),
-        ("grpo.async_grpo.enabled", True),
     ],
 )
 def test_a_flag_that_the_gym_path_needs_is_named(key: str, value: Any) -> None:
     check(config())
     with pytest.raises(ConfigError, match=f"^{key}"):
         check(config(**{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("policy.generation.colocated", {"enabled": True}),
+        ("env.nemo_gym", {"effort_levels": {"low_weight": 0.5}}),
+    ],
+)
+def test_what_async_grpo_leaves_out_on_the_gym_path_is_named(key: str, value: Any) -> None:
+    check(config(**{key: value}))
+    asked = {"grpo.async_grpo.enabled": True}
+    check(config(**asked))
+    with pytest.raises(ConfigError, match=f"^{key}"):
+        check(config(**asked, **{key: value}))
 
 
 def test_a_gateway_of_a_config_has_its_exact_sampling(tmp_path: Path) -> None:

@@ -165,7 +165,6 @@ def test_nemo_rl_may_start_gym_itself(rows: Path, tmp_path: Path) -> None:
         ({"servers": [SERVER], "workers": 2}, {}, "agent.workers"),
         ({"servers": [SERVER], "max_turns": 4}, {}, "agent.max_turns"),
         ({"servers": [SERVER], "parallel_tool_calls": True}, {}, "agent.parallel_tool_calls"),
-        ({"servers": [SERVER]}, {"grpo.async_grpo.enabled": True}, "nemo_rl.grpo.async_grpo"),
         (
             {},
             {"env.nemo_gym": {"config_paths": ["x"], "is_trajectory_collection": True}},
