@@ -52,7 +52,7 @@ pins: ## Write tools/constraints.txt again from pyproject.toml
 	@$(PYTHON) tools/env.py pins
 
 bench: setup ## Run the quick form of every benchmark
-	@for name in gym_client gym_faults onpolicy drift gateway transforms rollouts_kill; do \
+	@for name in gym_client gym_faults onpolicy drift gateway gateway_start transforms rollouts_kill; do \
 		echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 clean: ## Remove environments, caches and runs

@@ -114,9 +114,6 @@ def environments_of(actor: Any) -> dict[str, Any]:
 def served(gateway: GymGateway | AgentServers, made: versions.Parts, step: int) -> Iterator[None]:
     """Open around async training: agents may ask the engines all the while.
 
-    The engines get the policy's weights first. NeMo-RL begins to collect before it hands them over,
-    and whoever is quicker would be answered by weights that nobody trained.
-
     Args:
         gateway: serves the engines, which don't sleep.
         made: by `setup`.
@@ -125,10 +122,7 @@ def served(gateway: GymGateway | AgentServers, made: versions.Parts, step: int) 
     Raises:
         RunError: an engine has no URL, or the gateway isn't ready in time.
     """
-    from nemo_rl.algorithms import grpo
-
     generation = made.policy_generation
-    grpo.refit_policy_generation(made.policy, generation, colocated_inference=False)
     with gateway.serving(lambda: generation.dp_openai_server_base_urls, weights=step):
         yield
 

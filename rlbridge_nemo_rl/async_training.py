@@ -82,6 +82,21 @@ def timer(original: type[Any], watch: LoopWatch, *args: Any, **kwargs: Any) -> A
     return Overheard(*args, **kwargs)
 
 
+def hand_over_weights(made: versions.Parts) -> None:
+    """Give the engines the policy's weights before anybody asks them.
+
+    NeMo-RL begins to collect before its own first refit (`async_grpo_train` of 0.6, 0.7 and the
+    head), and vLLM begins with weights that nobody trained: whoever is quicker gets their answers.
+
+    Args:
+        made: by `setup`; without an engine apart there is nothing to hand over.
+    """
+    from nemo_rl.algorithms import grpo
+
+    if made.policy_generation is not None:
+        grpo.refit_policy_generation(made.policy, made.policy_generation, False)
+
+
 def train_async(
     config: Any,
     arguments: tuple[Any, ...],

@@ -11,7 +11,7 @@ import orjson
 from rlbridge.errors import ConfigError
 from rlbridge.hookspecs import NativeRun, StepMetrics
 from rlbridge.run_config import RunConfig
-from rlbridge_nemo_rl import gym_flags, versions
+from rlbridge_nemo_rl import gym_flags, origin, versions
 from rlbridge_nemo_rl.compose import compose
 from rlbridge_nemo_rl.keys import grpo_keys, headers_file
 from rlbridge_nemo_rl.offline_keys import offline_keys
@@ -83,12 +83,13 @@ def by_hand(config: RunConfig, yaml: Path, env: Mapping[str, str]) -> str:
     """The commands that run the same in the checkout, on this machine and on Slurm."""
     root, trainer = versions.checkout(), config.trainer
     prefix = "".join(f"{name}={shlex.quote(value)} " for name, value in env.items())
-    package = "'rlbridge[gateway]'" if config.agent.loop == "run" else "rlbridge"
-    command = f"uv run --with {package} python -m {DRIVER} --config {shlex.quote(str(yaml))}"
+    ours = origin.uv_option("gateway" if config.agent.loop == "run" else "")
+    command = f"uv run {ours} python -m {DRIVER} --config {shlex.quote(str(yaml))}"
     data = config.data
     files = [data.train, data.validation, *(mixed.path for mixed in data.mix)]
-    # What the containers must see: the clone, the run's folder, the policy's and the rows'.
+    # What the containers must see: the clone, the run's folder, the policy's, ours and the rows'.
     needed = [root, yaml.parent, config.policy.path.resolve()]
+    needed += [folder for folder in [origin.folder()] if folder is not None]
     needed += [path.resolve().parent for path in files if path is not None]
     mounts = ",".join(f"{path}:{path}" for path in dict.fromkeys(needed))
     slurm = (

@@ -16,7 +16,7 @@ from typing import Any
 from rlbridge_nemo_rl import agent_training, versions
 from rlbridge_nemo_rl.agent_servers import AgentServers
 from rlbridge_nemo_rl.all_sequences import AllSequences
-from rlbridge_nemo_rl.async_training import LoopWatch, train_async
+from rlbridge_nemo_rl.async_training import LoopWatch, hand_over_weights, train_async
 from rlbridge_nemo_rl.backend import METRICS
 from rlbridge_nemo_rl.epochs import Epochs
 from rlbridge_nemo_rl.gym_gateway import GymGateway
@@ -88,6 +88,7 @@ def _train(
     ending = agent_training.ending(made.nemo_gym)
     with ending, watch.training(), versions.finishing(made.checkpointer):
         if is_async:
+            hand_over_weights(made)
             served, refitting = _served(gateway, made, steps.done)
             overheard = LoopWatch(watch, begun, lambda: run.note("ending"), refitting)
             with served:

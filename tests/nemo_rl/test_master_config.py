@@ -9,6 +9,7 @@ import pytest
 from rlbridge.errors import ConfigError
 from rlbridge.run_config import RunConfig, load_run_config
 from rlbridge.testing import make_row
+from rlbridge_nemo_rl import origin
 from tests.nemo_rl.conftest import ROOT
 
 pytestmark = pytest.mark.nemo_rl
@@ -120,6 +121,7 @@ def test_a_dry_run_prints_what_runs_by_hand(tmp_path: Path) -> None:
     native = compiled(tmp_path, trainer={"nodes": 2, "gpus_per_node": 4})
     lines = native.by_hand.splitlines()
     assert any(line.startswith("cd ") for line in lines)
-    assert any("uv run --with rlbridge python -m rlbridge_nemo_rl.driver" in line for line in lines)
-    assert f"/models/p:/models/p,{tmp_path}:{tmp_path}" in lines[-1]
+    driver = f"uv run {origin.uv_option()} python -m rlbridge_nemo_rl.driver"
+    assert any(driver in line for line in lines)
+    assert f"/models/p:/models/p,{tmp_path}:{tmp_path}" in lines[-1].replace(f"{ROOT}:{ROOT},", "")
     assert "sbatch --nodes=2 --gres=gpu:4 ray.sub" in lines[-1]
