@@ -1,12 +1,14 @@
 """The rollouts of one environment actor: one turn, or several with tools in a Gym session.
 
 A session lives in this process and nowhere else. If the process was restarted in between, its
-rollouts are lost and say so; they are never seeded anew in the middle.
+rollouts are lost and say so; they are never seeded anew in the middle. NeMo-RL doesn't tell of
+rollouts that it cuts (at its context, say), so a session that nobody goes on with is forgotten.
 """
 
 import asyncio
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from rlbridge_nemo_rl.environment import EnvironmentConfig
 
 SESSION, TURN = "session", "turn"
+_IDLE_S = 7200.0
+"""How long a session waits for the policy's next turn; generating one takes minutes at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class _Episode:
     """A rollout under way: its session, and what was said since the prompt, in Chat's form."""
 
     session: GymSession
+    heard: float
+    """When its last turn came, by the monotonic clock."""
     said: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -86,12 +92,16 @@ class Episodes:
     Args:
         gyms: the actor's clients.
         config: limits, and the policy where rows have tools.
+        clock: seconds that only grow.
     """
 
-    def __init__(self, gyms: Gyms, config: "EnvironmentConfig") -> None:
+    def __init__(
+        self, gyms: Gyms, config: "EnvironmentConfig", clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._gyms = gyms
         self._config = config
-        self._open: dict[str, _Episode] = {}
+        self._clock = clock
+        self._open: dict[str, _Episode] = {}  # by their last turns, the oldest first
         self._dialogue: Dialogue | None = None
         self._loading = asyncio.Lock()
 
@@ -115,7 +125,12 @@ class Episodes:
         if episode is None:
             session = self._gyms.of(row).session(row)
             await session.__aenter__()
-            episode = self._open[key] = _Episode(session)
+            self._forget_idle()
+            episode = _Episode(session, self._clock())
+        else:
+            episode.heard = self._clock()
+            del self._open[key]
+        self._open[key] = episode
         turn = int(info.get(TURN, 0)) + 1
         try:
             outcome = await self._go_on(dialogue, episode, text, tools, last=self._is_last(turn))
@@ -137,9 +152,17 @@ class Episodes:
         if key not in self._open:
             return InvalidReward(
                 FailureClass.LOST_SESSION,
-                "the environment was restarted in the middle of this rollout; its session is gone",
+                "the environment was restarted in the middle of this rollout, or waited "
+                f"{_IDLE_S / 3600:g} hours for its next turn; its session is gone",
             )
         return str(key), self._open[key]
+
+    def _forget_idle(self) -> None:
+        """Drop the sessions that nobody goes on with."""
+        for key in list(self._open):
+            if self._clock() - self._open[key].heard < _IDLE_S:
+                return
+            del self._open[key]
 
     async def _go_on(
         self,
