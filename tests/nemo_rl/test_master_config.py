@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlbridge.errors import ConfigError
+from rlbridge.errors import ConfigError, PluginError
 from rlbridge.run_config import RunConfig, load_run_config
 from rlbridge.testing import make_row
 from rlbridge_nemo_rl import origin
@@ -31,9 +31,15 @@ def test_an_example_is_a_config_nemo_rl_takes(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rlbridge_nemo_rl.backend import NemoRLBackend
+    from rlbridge_nemo_rl.gym_flags import check_installed
 
     monkeypatch.chdir(ROOT)
     config = load_run_config(path)
+    if config.agent.loop == "run":
+        try:
+            check_installed()
+        except PluginError as error:
+            pytest.skip(str(error))
     native = NemoRLBackend().compile(config, tmp_path)
     assert native.config["rlbridge"]["algorithm"] == config.algorithm.name
     assert native.config["policy"]["model_name"].endswith("models/Qwen2.5-1.5B-Instruct")
