@@ -172,6 +172,7 @@ class AllSequences:
         untrained, gbs = 0, {}
         if others.data is not None and set(data) - _TRAINED:  # images, of which they have none
             untrained = int((others.data["token_mask"].sum(1) * others.data["sample_mask"]).sum())
+        # NeMo-RL refuses rows that aren't whole optimizer steps, by an assert in `train`.
         elif others.data is not None and not len(others.lengths) % self._update_rows:
             multiple = policy.data_parallel_size * self._micro_rows
             data, rows = joined(data, others.data, others.owners, self._update_rows, multiple)

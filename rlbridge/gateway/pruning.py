@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlbridge.durable import sync_folder
 from rlbridge.errors import ConfigError
 from rlbridge.gateway.locks import GATEWAYS, PRUNING, is_locked, try_lock
 from rlbridge.gateway.prune_plan import Plan, Rule, Track, plan
@@ -21,7 +22,6 @@ from rlbridge.gateway.segments import (
     number_of,
     read_pruned,
     segments_in,
-    sync_folder,
     write_pruned,
 )
 

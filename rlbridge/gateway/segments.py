@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 import orjson
 
+from rlbridge.durable import sync_folder
 from rlbridge.errors import ConfigError
 
 VERSION: Final = 1
@@ -187,15 +188,6 @@ def write_pruned(folder: Path, pruned: Pruned) -> None:
         os.fsync(file.fileno())
     draft.replace(path)
     sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _private(path: Path) -> BinaryIO:

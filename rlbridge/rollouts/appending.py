@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlbridge.durable import sync_folder
 from rlbridge.errors import RunError
 
 # A full disk, a full quota, a file as large as the file system or `ulimit -f` allows.
@@ -93,15 +94,6 @@ def full_disk_explained(path: Path) -> Iterator[None]:
             "row finished so far is kept whole. Free some space and run the same command again: "
             "it goes on where it stopped"
         ) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names that were made or replaced in a folder last over a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -13,7 +13,8 @@ import orjson
 
 from rlbridge.contracts import wire
 from rlbridge.contracts.reward import Fault, InvalidReward
-from rlbridge.rollouts.appending import AppendFile, sync_folder
+from rlbridge.durable import sync_folder
+from rlbridge.rollouts.appending import AppendFile
 from rlbridge.rollouts.index import Done, Key, key_of
 
 

@@ -2,7 +2,8 @@
 
 from itertools import pairwise
 
-from rlbridge.rollouts.appending import AppendFile, sync_folder
+from rlbridge.durable import sync_folder
+from rlbridge.rollouts.appending import AppendFile
 from rlbridge.rollouts.index import Entry, entries_of, pack
 
 

@@ -16,8 +16,9 @@ from typing import Any, Self
 import orjson
 
 from rlbridge.contracts import wire
+from rlbridge.durable import sync_folder
 from rlbridge.errors import ConfigError, ContractError
-from rlbridge.rollouts.appending import AppendFile, sync_folder
+from rlbridge.rollouts.appending import AppendFile
 from rlbridge.rollouts.failures import FailureLog
 from rlbridge.rollouts.index import Entry, Key, pack, reconcile
 from rlbridge.rollouts.run_record import begin_or_resume

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Self
 import orjson
 
 from rlbridge import __version__
+from rlbridge.durable import sync_folder
 from rlbridge.errors import ConfigError
 from rlbridge.transforms.reading import zstandard
 
@@ -43,7 +44,7 @@ class Outputs:
                 partial.unlink(missing_ok=True)
         if kind is None:
             for folder in {path.parent for _, path in self._ready}:
-                _sync_folder(folder)
+                sync_folder(folder)
 
     def write(self, path: Path, chunks: Iterable[bytes], schema: Any = None) -> None:
         """Write JSON lines, packed as the suffix says.
@@ -167,11 +168,3 @@ def _write_parquet(file: BinaryIO, lines: Iterator[bytes], schema: Any) -> None:
             writer = parquet.ParquetWriter(file, table.schema, compression="zstd")
         writer.write_table(table)
     writer.close()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 LAYERS = [
     {"errors"},
-    {"contracts", "config", "run_config", "jsonl", "serving", "templates"},
+    {"contracts", "config", "run_config", "jsonl", "serving", "templates", "durable"},
     {"onpolicy", "parsing", "transforms", "evaluators", "rows", "ledger", "prompts"},
     {"gym", "engines", "hookspecs"},
     {"gateway", "plugins", "builtins"},

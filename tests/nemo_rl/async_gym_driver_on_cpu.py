@@ -13,15 +13,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from nemo_rl.models.generation.interfaces import GenerationInterface
 
 from rlbridge.testing.vllm_model import Sample
 from tests.nemo_rl import gym_driver_on_cpu
 from tests.nemo_rl.gym_driver_on_cpu import Sampling, ServedPolicy
+from tests.nemo_rl.sampler_policy import StandInGeneration
 
 
-class EngineUrls(GenerationInterface):
-    """What NeMo-RL hands its collector of engines: their URLs; pickles, as vLLM's does."""
+class EngineUrls(StandInGeneration):
+    """What NeMo-RL hands its collector of engines: their URLs."""
 
     cfg: ClassVar[Any] = {
         "backend": "vllm",
@@ -30,30 +30,6 @@ class EngineUrls(GenerationInterface):
 
     def __init__(self, urls: list[str]) -> None:
         self.dp_openai_server_base_urls = urls
-
-    def init_collective(self, *_: Any) -> list[Any]:
-        return []
-
-    def prepare_for_generation(self, *_: Any, **__: Any) -> bool:
-        return True
-
-    def finish_generation(self, *_: Any, **__: Any) -> bool:
-        return True
-
-    def update_weights_from_collective(self) -> list[Any]:
-        """The learner's `broadcast_weights_for_collective` hands them over."""
-        import ray
-
-        return [ray.put(True)]
-
-    def clear_logger_metrics(self) -> None:
-        pass
-
-    def get_logger_metrics(self) -> dict[str, Any]:
-        return {}
-
-    def shutdown(self) -> bool:
-        return True
 
     def generate(self, data: Any, greedy: bool = False) -> Any:
         raise AssertionError("on the Gym path engines are asked over HTTP alone")

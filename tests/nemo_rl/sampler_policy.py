@@ -51,16 +51,8 @@ class Sampler:
         return {**self._seen, "packages": sorted(self._seen["packages"])}
 
 
-class SamplerGeneration(GenerationInterface):
-    """NeMo-RL's generation interface to a `Sampler`; pickles, as vLLM's does."""
-
-    cfg: ClassVar[Any] = {
-        "backend": "vllm",
-        "vllm_cfg": {"max_model_len": 128, "async_engine": True},
-    }
-
-    def __init__(self, sampler: Any) -> None:
-        self.sampler = sampler
+class StandInGeneration(GenerationInterface):
+    """NeMo-RL's generation interface, as far as nothing is generated; pickles, as vLLM's does."""
 
     def init_collective(self, *_: Any) -> list[Any]:
         return []
@@ -82,6 +74,21 @@ class SamplerGeneration(GenerationInterface):
 
     def get_logger_metrics(self) -> dict[str, Any]:
         return {}
+
+    def shutdown(self) -> bool:
+        return True
+
+
+class SamplerGeneration(StandInGeneration):
+    """To a `Sampler`."""
+
+    cfg: ClassVar[Any] = {
+        "backend": "vllm",
+        "vllm_cfg": {"max_model_len": 128, "async_engine": True},
+    }
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
 
     def shutdown(self) -> bool:
         ray.kill(self.sampler)

@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import socket
-import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -31,7 +29,7 @@ from tests.nemo_rl.test_gym_path_training import (
     ledger_of,
     trained_of,
 )
-from tests.nemo_rl.test_nemo_rl_async import ASYNC, alive
+from tests.nemo_rl.test_nemo_rl_async import ASYNC, alive, killing
 from tests.nemo_rl.test_nemo_rl_training import steps_of, train
 
 __all__ = ["byte_policy"]
@@ -206,7 +204,11 @@ def test_a_resumed_run_counts_weights_on_and_ends_when_its_gateway_dies(
     # With a whole batch in it v0.7.0 may wait for ever, see test_nemo_rl_async.
     for path in (folder / "run" / "checkpoints").rglob("replay_buffer.pt"):
         path.unlink()
-    with killing_the_gateway(folder, after_step=STEPS + 1) as killed:
+
+    def one_more_step() -> bool:
+        return any(step.step == STEPS + 1 for step in steps_of(folder))
+
+    with killing("gateway serve", one_more_step) as killed:
         done = play(folder, byte_policy, agent, port, steps=99, validate_every=99)
     assert killed
     assert done.returncode == 3, done.stdout[-5000:]
@@ -265,28 +267,3 @@ def trained_versions(step: dict[str, Any], answers: Answers) -> list[list[int]]:
             at = stop
         found.append(versions)
     return found
-
-
-@contextlib.contextmanager
-def killing_the_gateway(folder: Path, after_step: int) -> Iterator[list[int]]:
-    """Kills the gateway's process once a step has ended; gives its ID."""
-    killed: list[int] = []
-    over = threading.Event()
-
-    def kill() -> None:
-        while not any(step.step == after_step for step in steps_of(folder)):
-            if over.wait(0.1):
-                return
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if "gateway serve" in " ".join(child.cmdline()):
-                    child.kill()
-                    killed.append(child.pid)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        over.set()
-        thread.join()

@@ -62,20 +62,22 @@ def _titles(names: tuple[str, ...]) -> list[str]:
 
 
 @contextlib.contextmanager
-def killing_the_environment(folder: Path, rewards: int) -> Iterator[list[int]]:
-    """Kills the environment's process once so many rewards are recorded; gives its ID."""
+def killing(title: str, due: Callable[[], bool]) -> Iterator[list[int]]:
+    """Kills the processes with `title` in their command lines once it is due; gives their IDs."""
     import psutil
 
     killed: list[int] = []
     over = threading.Event()
 
     def kill() -> None:
-        while len(ledger_of(folder)) < rewards and not over.wait(0.05):
-            pass
+        while not due():
+            if over.wait(0.05):
+                return
         for child in psutil.Process().children(recursive=True):
-            if any("GymEnvironment" in word for word in child.cmdline()):
-                child.kill()
-                killed.append(child.pid)
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                if title in " ".join(child.cmdline()):
+                    child.kill()
+                    killed.append(child.pid)
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -99,7 +101,7 @@ def test_async_grpo_trains_on_whatever_rewards_there_are(
     rows = [make_row(f"question {n}") for n in range(7)] + [make_row(f"question 7 {FAILS}")]
     (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
     steps = 4  # of 4 prompts: 8 rows are two epochs
-    with killing_the_environment(tmp_path, rewards=20) as killed:
+    with killing("GymEnvironment", lambda: len(ledger_of(tmp_path)) >= 20) as killed:
         done = train(
             tmp_path, policy_folder, rows, server.url, driver=DRIVER, nemo_rl=ASYNC,
             data={

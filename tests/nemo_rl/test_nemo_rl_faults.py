@@ -20,7 +20,7 @@ from tests.nemo_rl.test_nemo_rl_async import (
     ASYNC,
     DRIVER,
     alive,
-    killing_the_environment,
+    killing,
     ledger_of,
 )
 from tests.nemo_rl.test_nemo_rl_training import SMALL, config_of, steps_of, train
@@ -84,7 +84,7 @@ def test_an_environment_killed_in_the_middle_of_a_step_is_survived_and_judges_no
 
     server = gym(rewards=reward)
     rows = [make_row(f"question {n}") for n in range(16)]
-    with killing_the_environment(tmp_path, rewards=20) as killed:
+    with killing("GymEnvironment", lambda: len(ledger_of(tmp_path)) >= 20) as killed:
         done = train(
             tmp_path, policy_folder, rows, server.url,
             gym={"url": server.url, "max_concurrency": 2, "deterministic": False},
