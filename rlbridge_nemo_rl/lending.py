@@ -25,6 +25,8 @@ def lent_source(run_dir: Path) -> str:
         copy = folder / package.__name__
         shutil.rmtree(copy, ignore_errors=True)
         source = Path(str(package.__file__)).resolve().parent
-        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        # A worker of the run before may still write its bytecode there while we delete.
+        pattern = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, copy, ignore=pattern, dirs_exist_ok=True)
     paths = [str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return os.pathsep.join(path for path in paths if path)

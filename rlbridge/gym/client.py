@@ -23,7 +23,7 @@ from rlbridge.contracts.wire import (
 from rlbridge.errors import ContractError
 from rlbridge.gym.bodies import row_body, to_json, unknown_params_of, verify_body
 from rlbridge.gym.calls import Call, Reader
-from rlbridge.gym.failures import gym_error, no_server_error
+from rlbridge.gym.failures import START_ONE, gym_error, no_server_error
 from rlbridge.gym.identity import request_key
 from rlbridge.gym.replies import Failure, Reply, read_object, reward_in
 from rlbridge.gym.runtime import Runtime, open_runtime
@@ -78,11 +78,15 @@ class GymClient:
         if runtime is not None:
             await runtime.aclose()
 
-    async def check_alive(self, *, attempts: int = 3) -> None:
+    async def check_alive(self, *, attempts: int = 3, advice: str = START_ONE) -> None:
         """Ask every URL's liveness route; any answer, even a 404, is a sign of life.
 
+        Args:
+            attempts: per URL.
+            advice: what to do where nobody answers; ends the error's message.
+
         Raises:
-            GymConnectionError: nobody listens at a URL; says how to start a server.
+            GymConnectionError: nobody listens at a URL.
             GymTimeoutError: somebody does, and doesn't answer within seconds.
         """
         runtime = self.runtime()
@@ -94,7 +98,7 @@ class GymClient:
                 if type(outcome) is not Failure:
                     break
                 if attempt == attempts:
-                    raise no_server_error(outcome, server.shown, attempts)
+                    raise no_server_error(outcome, server.shown, attempts, advice)
                 await asyncio.sleep(self.config.backoff_initial_s * attempt)
 
     async def verify(self, row: Row, response: object) -> Reward:

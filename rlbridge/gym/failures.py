@@ -28,13 +28,16 @@ def gym_error(failure: Failure, url: str, attempts: int) -> GymError:
     return GymReplyError(message, url=url, attempts=attempts)
 
 
-def no_server_error(failure: Failure, url: str, attempts: int) -> GymError:
+START_ONE = (
+    "Start one (`rlbridge gym serve arithmetic --port N`, or a NeMo Gym resources server), or set "
+    "gym.url to one that runs."
+)
+"""What to do where no reward server answers."""
+
+
+def no_server_error(failure: Failure, url: str, attempts: int, advice: str) -> GymError:
     """The exception for a server that gives no sign of life, with what to do about it."""
-    message = (
-        f"no Gym server answers at {url} ({attempts} attempts): {failure.detail}. "
-        "Start one (`rlbridge gym serve arithmetic --port N`, or a NeMo Gym resources server), "
-        "or set gym.url to one that runs."
-    )
+    message = f"no Gym server answers at {url} ({attempts} attempts): {failure.detail}. {advice}"
     kind = GymTimeoutError if failure.failure is FailureClass.TIMEOUT else GymConnectionError
     return kind(message, url=url, attempts=attempts)
 

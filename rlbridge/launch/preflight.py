@@ -14,6 +14,7 @@ from rlbridge.rows import agent_of, messages_of, read_rows, tools_of
 from rlbridge.run_config import AgentSection, GymSection, RunConfig
 
 PROBED_ROWS = 3
+_START_AGENT = "Start Gym's agent there, or name in agent.servers one that runs."
 
 
 def check_policy(folder: Path) -> None:
@@ -136,7 +137,7 @@ def check_agents(gym: GymSection, agent: AgentSection) -> None:
         fields = {name: getattr(gym, name) for name in GymConfig.model_fields}
         for server in agent.servers:
             async with GymClient(GymConfig(**fields | {"url": server.url, "urls": ()})) as client:
-                await client.check_alive()
+                await client.check_alive(advice=_START_AGENT)
 
     asyncio.run(check())
 

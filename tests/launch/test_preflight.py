@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rlbridge.errors import ConfigError, GymError
-from rlbridge.launch.preflight import check_gym, check_policy, check_rows
-from rlbridge.run_config import GymSection, RunConfig
+from rlbridge.launch.preflight import check_agents, check_gym, check_policy, check_rows
+from rlbridge.run_config import AgentSection, GymSection, RunConfig
 from rlbridge.testing import make_row
 
 
@@ -69,6 +69,16 @@ def test_no_gym_at_the_url_is_an_error_with_url_attempts_and_a_way_to_start_one(
     assert "http://127.0.0.1:9" in message
     assert "attempt" in message
     assert "rlbridge gym serve" in message
+
+
+def test_no_agent_at_its_url_says_which_key_names_it() -> None:
+    servers = [{"url": "http://127.0.0.1:9", "gateway_port": 8100}]
+    agent = AgentSection.model_validate({"loop": "run", "servers": servers})
+    with pytest.raises(GymError) as caught:
+        check_agents(GymSection(connect_timeout_s=0.5), agent)
+    assert "http://127.0.0.1:9" in str(caught.value)
+    assert "agent.servers" in str(caught.value)
+    assert "gym.url" not in str(caught.value)
 
 
 def test_fewer_rows_than_a_step_takes_are_refused(tmp_path: Path) -> None:

@@ -26,10 +26,9 @@ from tests.nemo_rl.test_gym_path_training import (
     PLAYED,
     ROLLOUT,
     byte_policy,
-    ledger_of,
     trained_of,
 )
-from tests.nemo_rl.test_nemo_rl_async import ASYNC, alive, killing
+from tests.nemo_rl.test_nemo_rl_async import ASYNC, alive, killing, ledger_of
 from tests.nemo_rl.test_nemo_rl_training import steps_of, train
 
 __all__ = ["byte_policy"]

@@ -16,6 +16,7 @@ from rlbridge.testing import make_row
 from rlbridge.testing.real_servers import why_unavailable
 from tests.nemo_rl.agents import AgentServer, hf_byte_tokenizer, running_agent
 from tests.nemo_rl.conftest import Threaded
+from tests.nemo_rl.test_nemo_rl_async import ledger_of
 from tests.nemo_rl.test_nemo_rl_training import STEPS, steps_of, train
 
 pytestmark = [pytest.mark.nemo_rl, pytest.mark.usefixtures("cluster")]
@@ -58,14 +59,6 @@ def played(
         folder, policy, rows, "", "gym_driver_on_cpu",
         gym={}, agent={"loop": "run", "servers": servers}, rollout=ROLLOUT, **more,
     )  # fmt: skip
-
-
-def ledger_of(folder: Path) -> list[dict[str, Any]]:
-    return [
-        json.loads(line)
-        for path in (folder / "run" / "rewards").glob("*.jsonl")
-        for line in path.read_text().splitlines()
-    ]
 
 
 def trained_of(folder: Path) -> Any:
